@@ -1,0 +1,1 @@
+"""fedlib: federated learning on Flower's Message API, in a package that one reads in an hour."""

@@ -1,0 +1,173 @@
+"""The ClientApp: a thin shell that decodes a message, calls the core, and encodes the reply."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedlib import messages
+from fedlib.aggregation import check_state
+from fedlib.config import Config
+from fedlib.data import Partition, load_partition, open_dataset
+from fedlib.errors import DataError, FedlibError
+from fedlib.model import CNN, State
+from fedlib.randomness import Stream, numpy_generator, torch_generator
+from fedlib.training import evaluate, single_thread, train
+
+OPT_IN_PROBABILITY = 0.5
+REFUSED = 100
+"""Code of the ``Error`` that carries a ``FedlibError``'s text (Flower's own end below 100)."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node knows of itself: its config, and which of how many partitions it holds."""
+
+    config: Config
+    identity: messages.Identity
+
+    @property
+    def partition_id(self) -> int:
+        """Which partition the node holds, from 0."""
+        return self.identity.partition_id
+
+    def load(self, dataset: str) -> Partition:
+        """Return the node's own part of a data set."""
+        return load_partition(
+            open_dataset(dataset),
+            self.identity.num_partitions,
+            self.config.dirichlet_alpha,
+            self.config.seed,
+            self.partition_id,
+        )
+
+
+Handler = Callable[[Message, Node], RecordDict]
+
+
+def make_client_app(config: Config | None = None) -> ClientApp:
+    """Return the ClientApp.
+
+    Args:
+        config: The run's config; without one, it is read from ``context.run_config``, which
+            ``flwr run`` fills and ``run_simulation`` leaves empty.
+    """
+    app = ClientApp()
+
+    @app.train()
+    def _train(message: Message, context: Context) -> Message:
+        return answer(handle_train, message, context, config)
+
+    @app.evaluate()
+    def _evaluate(message: Message, context: Context) -> Message:
+        return answer(handle_evaluate, message, context, config)
+
+    @app.query()
+    def _query(message: Message, context: Context) -> Message:
+        return answer(handle_query, message, context, config)
+
+    @app.query(messages.IDENTIFY_ACTION)
+    def _identify(message: Message, context: Context) -> Message:
+        return answer(handle_identify, message, context, config)
+
+    return app
+
+
+def answer(handler: Handler, message: Message, context: Context, config: Config | None) -> Message:
+    """Call a handler; what a person can put right goes back as one line, not as a traceback."""
+    try:
+        if seconds_left(message) <= 0:
+            raise FedlibError("the message had expired when its turn came")
+        config = config or Config.from_run_config(context.run_config)
+        return Message(handler(message, Node(config, _identity(context))), reply_to=message)
+    except FedlibError as error:
+        return Message(Error(REFUSED, str(error)), reply_to=message)
+
+
+def handle_train(message: Message, node: Node) -> RecordDict:
+    """Train the global model on the node's own data; reply with weights, weight and loss."""
+    request = messages.decode_train_request(message.content)
+    config, partition = node.config, node.load(request.dataset)
+    model = _load_model(request.model)
+    with single_thread():
+        loss = train(
+            model,
+            partition.train,
+            epochs=config.local_epochs,
+            batch_size=config.batch_size,
+            learning_rate=request.learning_rate,
+            momentum=config.momentum,
+            generator=torch_generator(
+                config.seed, request.server_round, node.partition_id, Stream.TRAIN
+            ),
+            device=_device(),
+        )
+    reply = messages.TrainReply(model.state_dict(), len(partition.train), loss)
+    return messages.encode_train_reply(reply)
+
+
+def handle_evaluate(message: Message, node: Node) -> RecordDict:
+    """Evaluate the global model on the node's own validation split."""
+    request = messages.decode_evaluate_request(message.content)
+    partition = node.load(request.dataset)
+    with single_thread():
+        evaluation = evaluate(_load_model(request.model), partition.validation, _device())
+    return messages.encode_evaluate_reply(evaluation)
+
+
+def handle_query(message: Message, node: Node) -> RecordDict:
+    """Say, after a random while, whether the node takes part in the evaluation.
+
+    The while stands for whatever keeps a real device busy. It ends when the message expires at
+    the latest: an answer that nobody awaits must not keep the next message waiting.
+    """
+    server_round = messages.decode_query_request(message.content)
+    config = node.config
+    rng = numpy_generator(config.seed, server_round, node.partition_id, Stream.QUERY)
+    opt_in = bool(rng.random() < OPT_IN_PROBABILITY)
+    delay_s = rng.random() * config.query_max_delay
+    time.sleep(max(0.0, min(delay_s, seconds_left(message))))
+    return messages.encode_query_reply(opt_in)
+
+
+def handle_identify(message: Message, node: Node) -> RecordDict:
+    """Tell the server which partition this node holds."""
+    return messages.encode_identity(node.identity)
+
+
+def seconds_left(message: Message) -> float:
+    """Return the seconds until a message expires; below zero, nobody awaits the reply.
+
+    The sender's clock made the time stamp: between machines, their clocks must agree.
+    """
+    return message.metadata.created_at + message.metadata.ttl - time.time()
+
+
+def _identity(context: Context) -> messages.Identity:
+    wanted = ("partition-id", "num-partitions")
+    values = [context.node_config.get(key) for key in wanted]
+    if not all(type(value) is int for value in values):
+        raise DataError(
+            f"node {context.node_id}: expected a node config with {' and '.join(wanted)}, "
+            f"got {dict(context.node_config)}; start the SuperNode with "
+            f'--node-config "partition-id=0 num-partitions=50"'
+        )
+    return messages.Identity(int(values[0] or 0), int(values[1] or 0))
+
+
+def _load_model(state: State) -> CNN:
+    model = CNN(torch.Generator())
+    check_state(state, model.state_dict())
+    model.load_state_dict(state)
+    return model
+
+
+def _device() -> str:
+    """A GPU if the engine gave this process one (Ray hides those it did not), else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+app = make_client_app()

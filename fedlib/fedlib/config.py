@@ -1,0 +1,121 @@
+"""The run config: one frozen dataclass, checked once, at the edge.
+
+``flwr run`` hands every app a flat dictionary with keys such as ``num-server-rounds``: the
+defaults of ``[tool.flwr.app.config]`` in pyproject.toml, overridden by ``--run-config``.
+``Config.from_run_config`` turns it into a ``Config``; from Python, ``Config(local_epochs=2)``
+checks the same ranges. (``run_simulation`` passes no run config: there, give the ``Config``
+to ``make_server_app`` and ``make_client_app``.)
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fedlib.errors import ConfigError
+from fedlib.schedule import SCHEDULES
+
+
+def _option(default: Any, accepts: str, check: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"accepts": accepts, "check": check})
+
+
+def _count(default: int, lowest: int = 1) -> Any:
+    return _option(default, f"a whole number, {lowest} or more", lambda v: v >= lowest)
+
+
+def _seconds(default: float, lowest: float) -> Any:
+    accepts = f"seconds, from {lowest:g} to 86400"
+    return _option(default, accepts, lambda v: lowest <= v <= 86_400)
+
+
+def _flag(default: bool) -> Any:
+    return _option(default, "true or false", lambda v: True)
+
+
+def _name(default: str) -> Any:
+    return _option(default, "a name or a path, not empty", lambda v: bool(v.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every knob of a run, with its default; immutable and checked.
+
+    Raises:
+        ConfigError: A value has the wrong type or is outside its range; the text names the key
+            as ``--run-config`` spells it, what is accepted, and what came.
+    """
+
+    num_server_rounds: int = _count(10)
+    fraction_clients_train: float = _option(
+        0.2, "a number above 0 and at most 1", lambda v: 0 < v <= 1
+    )
+    local_epochs: int = _count(1)
+    batch_size: int = _count(32)
+    learning_rate: float = _option(0.05, "a number above 0 and at most 10", lambda v: 0 < v <= 10)
+    learning_rate_schedule: str = _option(
+        "cosine", f"one of {', '.join(SCHEDULES)}", lambda v: v in SCHEDULES
+    )
+    learning_rate_decay: float = _option(
+        0.5, "a number above 0 and at most 1", lambda v: 0 < v <= 1
+    )
+    learning_rate_step_size: int = _count(5)
+    momentum: float = _option(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1)
+    dataset: str = _name("auto")
+    dirichlet_alpha: float = _option(
+        1.0, "a number above 0 and at most 1e6", lambda v: 0 < v <= 1e6
+    )
+    seed: int = _option(42, "a whole number from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
+    query_timeout: float = _seconds(1.0, 0.1)
+    query_max_delay: float = _seconds(0.25, 0)
+    reply_timeout: float = _seconds(300.0, 0.1)
+    server_device: str = _name("cpu")
+    use_wandb: bool = _flag(True)
+    output_dir: str = _name("outputs")
+    resume_from: str = _option("", "a run directory, or nothing", lambda v: True)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            _check(option.name, option.type, option.metadata, getattr(self, option.name))
+
+    @classmethod
+    def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
+        """Parse the dictionary that Flower hands to an app (``context.run_config``).
+
+        Args:
+            run_config: Values by kebab-case key; keys left out keep their defaults.
+
+        Raises:
+            ConfigError: A key is unknown, or a value has the wrong type or range.
+        """
+        known = {kebab(option.name): option for option in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in run_config.items():
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+                raise ConfigError(f"run config: unknown key {key}; {hint}")
+            # TOML writes 1 where 1.0 is meant.
+            whole = known[key].type is float and type(value) is int
+            values[known[key].name] = float(value) if whole else value
+        return cls(**values)
+
+    def to_run_config(self) -> dict[str, Any]:
+        """Return the values by kebab-case key, as ``from_run_config`` reads them."""
+        return {kebab(name): value for name, value in asdict(self).items()}
+
+
+def kebab(name: str) -> str:
+    """Return a field's name as ``--run-config`` spells it."""
+    return name.replace("_", "-")
+
+
+def _check(name: str, wanted: Any, metadata: Mapping[str, Any], value: Any) -> None:
+    right_type = type(value) is wanted or (wanted is float and type(value) is int)
+    if right_type and isinstance(value, float):
+        right_type = math.isfinite(value)
+    if not right_type or not metadata["check"](value):
+        raise ConfigError(
+            f"run config: {kebab(name)}: expected {metadata['accepts']}, got {value!r}"
+        )

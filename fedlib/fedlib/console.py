@@ -1,0 +1,46 @@
+"""The round log: plain lines on standard output.
+
+A logger of our own, because Flower's writes to standard error, which notebooks show in red.
+"""
+
+import logging
+import sys
+
+logger = logging.getLogger("fedlib")
+
+
+class _Stdout(logging.Handler):
+    """Writes to what ``sys.stdout`` is at that moment: notebooks and Flower replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record) + "\n"
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        # A console without emoji (Windows, code page 1252) gets question marks, not a crash.
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+
+
+def say(line: str) -> None:
+    """Write one line to the round log."""
+    if not logger.handlers:
+        logger.addHandler(_Stdout())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    logger.info(line)
+
+
+def hide_late_replies() -> None:
+    """Keep Flower from writing an ERROR line for every reply that came too late.
+
+    A late node is part of the plan here: the stage counts it as missing. The simulation engine
+    has no other way to be told, and fifty such lines would bury the round log.
+    """
+    if _late_replies not in _flower.filters:
+        _flower.addFilter(_late_replies)
+
+
+def _late_replies(record: logging.LogRecord) -> bool:
+    return "Message TTL has expired" not in record.getMessage()
+
+
+_flower = logging.getLogger("flwr")

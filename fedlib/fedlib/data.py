@@ -1,0 +1,208 @@
+"""The data: decoded once, cached as arrays, partitioned by Flower Datasets, read by mapping.
+
+A data set is one of ``fashion-mnist`` (from the Hugging Face Hub), ``garments`` (drawn by this
+package) or a folder in the Hub's parquet layout. Whichever it is, ``open_dataset`` reads it
+through ``FederatedDataset``, decodes the images once and leaves them as ``.npy`` files in a
+cache folder; ``load_partition`` and ``load_test`` only map those files, so a client process
+imports neither ``datasets`` nor an image library.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlib import prepare
+from fedlib.errors import DataError
+from fedlib.sources import find_source
+
+if TYPE_CHECKING:
+    from flwr_datasets import FederatedDataset
+
+VALIDATION_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, and the constants that normalise them.
+
+    Attributes:
+        images: uint8, (N, 28, 28), 0 is black.
+        labels: int64, (N,), 0 to 9.
+        mean: Mean of the data set's training pixels, on a scale from 0 to 1.
+        std: Their standard deviation.
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: float
+    std: float
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Map uint8 images (N, 28, 28) to float32 (N, 1, 28, 28), mean 0 and deviation 1."""
+        return (images.unsqueeze(1).float() / 255 - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One node's own data: 80 % to train on, 20 % to evaluate on."""
+
+    train: Split
+    validation: Split
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set.
+
+    Attributes:
+        name: ``fashion-mnist``, ``garments`` or the folder it came from.
+        folder: Where its arrays lie.
+        class_names: Names of the labels, in order.
+        mean: Mean of the training pixels, on a scale from 0 to 1 (Fashion-MNIST: 0.2860).
+        std: Their standard deviation (Fashion-MNIST: 0.3530).
+    """
+
+    name: str
+    folder: Path
+    class_names: tuple[str, ...]
+    mean: float
+    std: float
+
+
+def open_dataset(name: str) -> Dataset:
+    """Return a data set, decoding it into the cache first if need be.
+
+    Args:
+        name: ``fashion-mnist``, ``garments`` or a folder (``resolve_dataset`` replaces ``auto``).
+
+    Raises:
+        DataError: The data set is unknown, out of reach or unreadable, or the cache cannot be
+            written.
+    """
+    source = find_source(name)
+    prepare.build_once(
+        source.cache_folder, lambda target: prepare.decode(source.name, source.load_path(), target)
+    )
+    return _read_info(source.name, source.cache_folder)
+
+
+@lru_cache(maxsize=4)
+def _read_info(name: str, folder: Path) -> Dataset:
+    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
+
+
+@lru_cache(maxsize=4)
+def load_test(dataset: Dataset) -> Split:
+    """Return the test split, on which the server evaluates the global model."""
+    images, labels = _map_arrays(dataset.folder, "test")
+    return _select(dataset, (images, labels), np.arange(len(labels)))
+
+
+@lru_cache(maxsize=256)  # about 1 MB each with fifty nodes
+def load_partition(
+    dataset: Dataset, num_partitions: int, alpha: float, seed: int, partition_id: int
+) -> Partition:
+    """Return one node's data; a process reads and splits it once.
+
+    Args:
+        dataset: Where from.
+        num_partitions: How many nodes share the training set.
+        alpha: Concentration of the Dirichlet distribution of each label over the nodes: near 0
+            each node holds few labels, towards infinity all nodes hold the same mixture.
+        seed: The partitioner's seed.
+        partition_id: Which partition, from 0.
+
+    Raises:
+        DataError: ``partition_id`` is out of range, the training set cannot be partitioned this
+            way, or the partition is too small to split.
+
+    Source: ``flwr_datasets.partitioner.DirichletPartitioner``, without self-balancing.
+    """
+    if not 0 <= partition_id < num_partitions:
+        raise DataError(
+            f"partition {partition_id}: expected 0 to {num_partitions - 1} "
+            f"(num-partitions is {num_partitions}); mend the node's config"
+        )
+    indices = partition_indices(dataset, num_partitions, alpha, seed)[partition_id]
+    train, validation = split_indices(indices, partition_id)
+    arrays = _map_arrays(dataset.folder, "train")
+    return Partition(_select(dataset, arrays, train), _select(dataset, arrays, validation))
+
+
+def split_indices(
+    indices: NDArray[np.int64], partition_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split one partition's indices (shuffled by the partitioner) into training and validation.
+
+    Raises:
+        DataError: Fewer than two examples: one side would be empty.
+    """
+    num_validation = max(1, round(VALIDATION_FRACTION * len(indices)))
+    if len(indices) < 2:
+        raise DataError(
+            f"partition {partition_id}: expected at least 2 examples to split into training and "
+            f"validation, got {len(indices)}; use fewer nodes or a larger dirichlet-alpha"
+        )
+    return indices[:-num_validation], indices[-num_validation:]
+
+
+@lru_cache(maxsize=8)
+def partition_indices(
+    dataset: Dataset, num_partitions: int, alpha: float, seed: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Return each partition's positions in the training set, as Flower Datasets assigns them.
+
+    Raises:
+        DataError: The training set cannot be partitioned this way.
+    """
+    folder = dataset.folder / f"partitions-{num_partitions}-alpha-{alpha:g}-seed-{seed}"
+    prepare.build_once(
+        folder,
+        lambda target: prepare.partition(dataset.folder, num_partitions, alpha, seed, target),
+    )
+    indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
+    return tuple(np.split(indices, offsets[1:-1]))
+
+
+def federated_dataset(
+    name: str, num_partitions: int, alpha: float, seed: int
+) -> "FederatedDataset":
+    """Return the ``FederatedDataset`` itself, as the notebooks build it.
+
+    Args:
+        name: ``fashion-mnist``, ``garments`` or a folder.
+        num_partitions: How many nodes share the training set.
+        alpha: Concentration of the Dirichlet distribution.
+        seed: The partitioner's seed.
+
+    Raises:
+        DataError: The data set is unknown or out of reach.
+    """
+    partitioner = prepare.dirichlet_partitioner(num_partitions, alpha, seed)
+    return prepare.load_federated(find_source(name).load_path(), partitioner)
+
+
+def _map_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    images: NDArray[np.uint8] = np.load(folder / f"{split}_images.npy", mmap_mode="r")
+    labels: NDArray[np.int64] = np.load(folder / f"{split}_labels.npy", mmap_mode="r")
+    return images, labels
+
+
+def _select(
+    dataset: Dataset,
+    arrays: tuple[NDArray[np.uint8], NDArray[np.int64]],
+    indices: NDArray[np.int64],
+) -> Split:
+    images, labels = (torch.from_numpy(array[indices]) for array in arrays)
+    return Split(images, labels, dataset.mean, dataset.std)

@@ -1,0 +1,158 @@
+"""The nodes as the server sees them: who is there, and what came back from a question."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlib import messages
+from fedlib.errors import FedlibError, ReplyError
+
+POLL_INTERVAL_S = 0.02
+_EXPIRED = (3, 4)
+"""Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE, which its public API lacks."""
+
+Accept = Callable[[int, RecordDict], None]
+"""Takes a node id and the content of its reply; raises ``ReplyError`` to refuse it."""
+
+
+@dataclass
+class Stage:
+    """What a stage came to: ``num_sent = num_received + num_errors + num_missing``.
+
+    Attributes:
+        num_sent: Messages that the server meant to send.
+        num_received: Replies that came in time and were accepted.
+        num_errors: Replies that carried an error, or were refused.
+        num_missing: Messages without any reply in time.
+        bytes_sent: Size of the contents sent.
+        bytes_received: Size of the contents received, refused ones included.
+        seconds: From the first push to the last reply, or to the timeout.
+        problems: One line for each error, naming the node.
+    """
+
+    num_sent: int = 0
+    num_received: int = 0
+    num_errors: int = 0
+    num_missing: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Federation:
+    """The nodes behind a Grid.
+
+    Attributes:
+        grid: Flower's way to them.
+        partitions: Which partition a node holds, by node id; filled by ``roll_call``.
+        num_partitions: How many partitions there are, as the nodes say.
+    """
+
+    grid: Grid
+    partitions: dict[int, int] = field(default_factory=dict)
+    num_partitions: int = 0
+
+    def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
+        """Ask nodes not seen before which partition they hold.
+
+        Node ids are random and partition ids are not: sampling from the order of the partitions
+        is what makes a seed choose the same nodes in every run, on every engine.
+
+        Args:
+            timeout_s: How long to wait for nodes, in seconds.
+            wait_for_all: Wait until every partition has its node, not only until there are some.
+
+        Returns:
+            The ids of all known nodes that are connected, in the order of their partitions.
+
+        Raises:
+            FedlibError: No node is connected.
+        """
+        deadline = time.monotonic() + timeout_s
+        asked: set[int] = set()
+        while True:
+            online = set(self.grid.get_node_ids())
+            new = online - self.partitions.keys() - asked
+            asked |= new
+            remaining = deadline - time.monotonic()
+            if new and remaining > 0:
+                self.ask(messages.IDENTIFY, new, RecordDict(), remaining, self._register)
+            present = [node_id for node_id in self.partitions if node_id in online]
+            if 0 < self.num_partitions <= len(present) or remaining <= 0:
+                break
+            if present and not wait_for_all:
+                break
+            time.sleep(POLL_INTERVAL_S)
+        if not present:
+            raise FedlibError(
+                f"no node answered within {timeout_s:g} s: start SuperNodes, "
+                f"or a simulation with num-supernodes above 0"
+            )
+        return sorted(present, key=lambda node_id: (self.partitions[node_id], node_id))
+
+    def ask(
+        self,
+        message_type: str,
+        node_ids: Collection[int],
+        content: RecordDict,
+        timeout_s: float,
+        accept: Accept,
+    ) -> Stage:
+        """Send each node the same content and hand on every reply as it arrives.
+
+        Not ``grid.send_and_receive``, which holds all replies in memory before it returns them.
+
+        Args:
+            message_type: ``train``, ``evaluate``, ``query`` or ``query.identify``.
+            node_ids: Who is asked.
+            content: What to send; it is serialised once, not once a node.
+            timeout_s: How long to wait, in seconds; also the messages' time-to-live.
+            accept: Takes each reply.
+        """
+        stage = Stage(num_sent=len(node_ids))
+        start = time.monotonic()
+        num_bytes = messages.count_bytes(content)
+        waiting: dict[str, int] = {}
+        for node_id in node_ids:
+            message = Message(content, node_id, message_type, ttl=timeout_s)
+            # One at a time: push_messages leaves out the ids of those that it could not send.
+            for message_id in self.grid.push_messages([message]):
+                waiting[message_id] = node_id
+                stage.bytes_sent += num_bytes
+        while waiting and time.monotonic() - start < timeout_s:
+            replies = list(self.grid.pull_messages(list(waiting)))
+            for reply in replies:
+                self._take(reply, waiting.pop(reply.metadata.reply_to_message_id), accept, stage)
+            if waiting and not replies:
+                time.sleep(POLL_INTERVAL_S)
+        stage.num_missing = stage.num_sent - stage.num_received - stage.num_errors
+        stage.seconds = time.monotonic() - start
+        return stage
+
+    def name(self, node_id: int) -> str:
+        """Return what to call a node in a line for people."""
+        partition = self.partitions.get(node_id)
+        return f"node {node_id}" + ("" if partition is None else f" (partition {partition})")
+
+    def _register(self, node_id: int, content: RecordDict) -> None:
+        identity = messages.decode_identity(content)
+        self.partitions[node_id] = identity.partition_id
+        self.num_partitions = identity.num_partitions
+
+    def _take(self, reply: Message, node_id: int, accept: Accept, stage: Stage) -> None:
+        try:
+            if reply.has_error():
+                if reply.metadata.src_node_id != node_id and reply.error.code in _EXPIRED:
+                    return  # the SuperLink's own note that nothing came: missing, not an error
+                raise ReplyError(reply.error.reason)
+            stage.bytes_received += messages.count_bytes(reply.content)
+            accept(node_id, reply.content)
+            stage.num_received += 1
+        except ReplyError as error:
+            stage.num_errors += 1
+            stage.problems.append(f"{self.name(node_id)}: {' '.join(str(error).split())}")

@@ -1,0 +1,128 @@
+"""LocalGrid: a Grid in forty lines, for tests and for seeing what a Grid is.
+
+It runs a real ClientApp in this process, one message at a time, when the server asks for
+replies. No engine for production: nothing runs in parallel, nothing crosses a wire.
+"""
+
+import itertools
+import time
+from collections.abc import Iterable
+
+from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+# The Message constructor reads the sender's identity from this private class; the engines set it
+# before they call an app. There is no public way to do so, and this is the one place that does.
+from flwr.supercore.task_identity import TaskIdentity
+
+SERVER_NODE_ID = 1
+CLIENT_RAISED = 2
+"""Flower's ErrorCode CLIENT_APP_RAISED_EXCEPTION, which its public API does not offer."""
+
+
+class LocalGrid(Grid):
+    """A Grid whose nodes live in this process.
+
+    Args:
+        client_app: The app that every node runs.
+        num_nodes: How many nodes there are; node i + 2 holds partition i.
+        run_config: What the nodes find in ``context.run_config``.
+    """
+
+    def __init__(
+        self, client_app: ClientApp, num_nodes: int, run_config: UserConfig | None = None
+    ) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE_ID, 1
+        self.client_app = client_app
+        self.contexts = {
+            partition_id + 2: Context(
+                run_id=1,
+                node_id=partition_id + 2,
+                node_config={"partition-id": partition_id, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config=run_config or {},
+            )
+            for partition_id in range(num_nodes)
+        }
+        self._ids = itertools.count(1)
+        self._waiting: dict[str, Message] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Put messages in the queue; nothing runs yet."""
+        ids = []
+        for message in messages:
+            message_id = str(next(self._ids))
+            self._waiting[message_id] = _with_id(message, message_id)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the first of these messages that waits, and return its reply, if it is in time."""
+        for message_id in message_ids:
+            message = self._waiting.pop(message_id, None)
+            if message is not None:
+                reply = self._run(message)
+                expires_at = message.metadata.created_at + message.metadata.ttl
+                return [reply] if time.time() <= expires_at else []
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push messages and return their replies, without those after the timeout."""
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        ids = list(self.push_messages(messages))
+        replies: list[Message] = []
+        for message_id in ids:
+            if time.monotonic() < end:
+                replies.extend(self.pull_messages([message_id]))
+        return replies
+
+    def _run(self, message: Message) -> Message:
+        context = self.contexts[message.metadata.dst_node_id]
+        try:
+            return self.client_app(message, context)
+        except Exception as error:  # as the engines do: the server gets an error, not a crash
+            return Message(Error(CLIENT_RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message (the abstract class asks for this older way to make one)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    @property
+    def run(self) -> object:  # type: ignore[override]
+        """Not available: there is no run."""
+        raise NotImplementedError("LocalGrid has no Run")
+
+    def set_run(self, run: object) -> None:
+        """Do nothing: there is no run."""
+
+
+def _with_id(message: Message, message_id: str) -> Message:
+    """Return the message with an id, as the SuperLink gives it one on arrival."""
+    old = message.metadata
+    metadata = Metadata(
+        run_id=old.run_id,
+        message_id=message_id,
+        src_node_id=old.src_node_id,
+        dst_node_id=old.dst_node_id,
+        reply_to_message_id="",
+        group_id=old.group_id,
+        created_at=old.created_at,
+        ttl=old.ttl,
+        message_type=old.message_type,
+    )
+    copy: Message = Message(content=message.content, metadata=metadata)  # type: ignore[call-overload]
+    return copy

@@ -1,0 +1,57 @@
+"""The course's model: a small CNN for 28x28 grey images of ten classes, 80,202 parameters."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = Mapping[str, Tensor]
+"""A model's parameters and buffers by name, as ``nn.Module.state_dict()`` gives them."""
+
+
+class CNN(nn.Module):
+    """Two convolutions and two linear layers.
+
+    Args:
+        generator: Where the initial weights are drawn from (uniform within 1/sqrt(fan-in), which
+            is PyTorch's own default); PyTorch's constructor would read the global generator.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.device("meta"):  # shapes only: nothing is drawn yet
+            self.conv1 = nn.Conv2d(1, 16, kernel_size=5)
+            self.conv2 = nn.Conv2d(16, 32, kernel_size=5)
+            self.fc1 = nn.Linear(32 * 4 * 4, 128)
+            self.fc2 = nn.Linear(128, 10)
+        self.to_empty(device="cpu")
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
+            bound = layer.weight[0].numel() ** -0.5
+            for parameter in (layer.weight, layer.bias):
+                assert parameter is not None
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images (N, 1, 28, 28) to logits (N, 10)."""
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (N, 16, 12, 12)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (N, 32, 4, 4)
+        x = F.relu(self.fc1(x.flatten(1)))  # (N, 128)
+        logits: Tensor = self.fc2(x)  # (N, 10)
+        return logits
+
+
+def clone_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the model's state on the CPU that later training does not change."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+
+
+def state_hash(state: State) -> str:
+    """Return the SHA-256 of all names, shapes, dtypes and bits: equal hashes, equal models."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        array = state[name].detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

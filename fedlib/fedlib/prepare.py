@@ -1,0 +1,143 @@
+"""Preparing a data set once: images decoded into arrays, labels partitioned among the nodes.
+
+Everything lands in the cache folder: ``FEDLIB_CACHE_DIR``, or ``~/.cache/fedlib`` where that is
+not set. ``datasets`` and ``flwr_datasets`` are imported here only, inside the functions, because
+most processes find the cache filled and never need them.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from filelock import FileLock
+
+from fedlib.errors import DataError
+
+if TYPE_CHECKING:
+    from flwr_datasets import FederatedDataset
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next one FederatedDataset's
+SHUFFLE_SEED = 42
+
+
+def cache_root() -> Path:
+    """Return the folder that holds all prepared data."""
+    return Path(os.environ.get("FEDLIB_CACHE_DIR") or Path.home() / ".cache" / "fedlib")
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Fill a cache folder, whole or not at all, however many processes ask at the same time.
+
+    Args:
+        folder: The folder that should exist; if it does, nothing happens.
+        build: Fills the (empty, temporary) folder that it is given.
+
+    Raises:
+        DataError: The cache cannot be written, or the disk is full.
+    """
+    if folder.is_dir():
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():  # another process was faster
+                return
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            partial.mkdir()
+            build(partial)
+            os.replace(partial, folder)
+    except OSError as error:
+        raise DataError(
+            f"data cache {folder}: expected a writable folder with 300 MB free, got: {error}; "
+            f"free some space or set FEDLIB_CACHE_DIR"
+        ) from error
+
+
+def dirichlet_partitioner(num_partitions: int, alpha: float, seed: int) -> "DirichletPartitioner":
+    """Return Flower's partitioner by label, one partition a node, without self-balancing."""
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    return DirichletPartitioner(
+        num_partitions=num_partitions,
+        partition_by="label",
+        alpha=alpha,
+        min_partition_size=MIN_PARTITION_SIZE,
+        seed=seed,
+    )
+
+
+def load_federated(path: str, partitioner: "DirichletPartitioner | int") -> "FederatedDataset":
+    """Return the ``FederatedDataset`` of a Hub name or a folder, shuffled by its own default."""
+    import datasets
+    from flwr_datasets import FederatedDataset
+
+    datasets.disable_progress_bars()
+    return FederatedDataset(dataset=path, partitioners={"train": partitioner}, seed=SHUFFLE_SEED)
+
+
+def decode(name: str, path: str, target: Path) -> None:
+    """Write the arrays of both splits, in FederatedDataset's (shuffled) order, and info.json.
+
+    Raises:
+        DataError: The data set has not the splits, columns or image size of Fashion-MNIST.
+    """
+    try:
+        federated = load_federated(path, 1)
+        splits = {split: federated.load_split(split) for split in ("train", "test")}
+        class_names = splits["train"].features["label"].names
+        images = {}
+        for split, rows in splits.items():
+            images[split] = np.stack([np.asarray(image, np.uint8) for image in rows["image"]])
+            if images[split].shape[1:] != (28, 28):
+                raise ValueError(f"{split} images have shape {images[split].shape[1:]}")
+            np.save(target / f"{split}_images.npy", images[split])
+            np.save(target / f"{split}_labels.npy", np.asarray(rows["label"], np.int64))
+    except OSError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"dataset {name}: expected the splits train and test with columns image (28x28 grey) "
+            f"and label (class names), got: {type(error).__name__}: {error}"
+        ) from error
+    pixels = images["train"] / np.float32(255)
+    info = {
+        "class_names": class_names,
+        "mean": round(float(pixels.mean(dtype=np.float64)), 4),
+        "std": round(float(pixels.std(dtype=np.float64)), 4),
+    }
+    (target / "info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def partition(arrays: Path, num_partitions: int, alpha: float, seed: int, target: Path) -> None:
+    """Let Flower Datasets partition the labels, and write the positions that each node gets.
+
+    Raises:
+        DataError: The labels cannot be partitioned this way.
+    """
+    import datasets
+
+    labels = np.load(arrays / "train_labels.npy")
+    partitioner = dirichlet_partitioner(num_partitions, alpha, seed)
+    partitioner.dataset = datasets.Dataset.from_dict(
+        {"label": labels, "position": np.arange(len(labels))}
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns at each new attempt; the last one raises
+            parts = [partitioner.load_partition(i)["position"] for i in range(num_partitions)]
+    except ValueError as error:
+        raise DataError(
+            f"dataset: expected the {len(labels)} training examples to fill "
+            f"{num_partitions} partitions with {MIN_PARTITION_SIZE} or more each at "
+            f"dirichlet-alpha {alpha:g}, which did not come about; "
+            f"use fewer nodes or a larger dirichlet-alpha"
+        ) from error
+    np.save(target / "indices.npy", np.concatenate([np.asarray(part, np.int64) for part in parts]))
+    np.save(target / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)]))

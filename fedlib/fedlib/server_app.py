@@ -1,0 +1,269 @@
+"""The ServerApp: a ``for`` loop, and the six steps that make a round."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from fedlib import messages
+from fedlib.aggregation import FedAvg
+from fedlib.config import Config
+from fedlib.console import hide_late_replies, say
+from fedlib.data import Split, load_test, open_dataset
+from fedlib.errors import ConfigError, FedlibError, RunDirectoryError
+from fedlib.federation import Federation, Stage
+from fedlib.model import CNN, State, clone_state, state_hash
+from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
+from fedlib.results import Round, RunDirectory, finite, mean_and_std
+from fedlib.resume import resume
+from fedlib.schedule import learning_rate
+from fedlib.sources import resolve_dataset
+from fedlib.tracking import tracking
+from fedlib.training import Evaluation, Weighted, evaluate
+
+ROLL_CALL_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """What stays the same from round to round.
+
+    Attributes:
+        config: The run's config.
+        federation: The nodes.
+        dataset: The data set's name, which every node is told.
+        test: The test split.
+        directory: Where the run is written down.
+    """
+
+    config: Config
+    federation: Federation
+    dataset: str
+    test: Split
+    directory: RunDirectory
+
+
+def make_server_app(config: Config | None = None) -> ServerApp:
+    """Return the ServerApp.
+
+    Args:
+        config: The run's config; without one, it is read from ``context.run_config``, which
+            ``flwr run`` fills and ``run_simulation`` leaves empty.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            run(grid, config or Config.from_run_config(context.run_config))
+        except FedlibError as error:
+            say(f"❌ {error}")
+            raise
+
+    return app
+
+
+def run(grid: Grid, config: Config) -> State:
+    """Train for ``config.num_server_rounds`` rounds and return the last global model.
+
+    Raises:
+        FedlibError: Something that a person can put right; what was written stays.
+    """
+    server, model, first_round = start(grid, config)
+    unsaved: RunDirectoryError | None = None
+    with tracking(config.use_wandb, server.directory) as tracker:
+        for server_round in range(first_round, config.num_server_rounds + 1):
+            say(f"\n🔄 Starting round {server_round}/{config.num_server_rounds}")
+            model, record = run_round(server, model, server_round)
+            unsaved = attempt(server.directory.save_round, record, model)
+            tracker.log(record)
+    if unsaved is not None:
+        raise unsaved
+    say(f"\n🏁 Finished; results in {server.directory.path}")
+    return model
+
+
+def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
+    """Check what can be checked before any training; return the model and the first round."""
+    hide_late_replies()
+    check_device(config.server_device)
+    directory = None if config.resume_from else RunDirectory.create(config)
+    say(f"💾 Results go to {directory.path if directory else config.resume_from}")
+    dataset, reason = resolve_dataset(config.dataset)
+    say(f"📦 Data set: {dataset} ({reason})")
+    test = load_test(open_dataset(dataset))
+    federation = Federation(grid)
+    nodes = federation.roll_call(ROLL_CALL_TIMEOUT_S, wait_for_all=True)
+    if len(nodes) < federation.num_partitions:
+        say(f"⚠️ Only {len(nodes)} of {federation.num_partitions} nodes are there; going on.")
+    model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
+    if directory is not None:
+        directory.describe(dataset, federation.num_partitions)
+        return Server(config, federation, dataset, test, directory), model, 1
+    resumed = resume(config, dataset, federation.num_partitions, model)
+    say(f"⏩ Going on after round {resumed.server_round}")
+    server = Server(config, federation, dataset, test, resumed.directory)
+    return server, resumed.model, resumed.server_round + 1
+
+
+def run_round(server: Server, model: State, server_round: int) -> tuple[State, Round]:
+    """Run one round: a global model goes in, the next one and the round's record come out."""
+    config, federation, began = server.config, server.federation, time.monotonic()
+    record = Round(server_round, learning_rate_of(config, server_round))
+
+    # 1. Sample a fraction of the connected nodes.
+    nodes = federation.roll_call(config.query_timeout)
+    sampled = sample(nodes, config, server_round)
+    say(f"Sampled {len(sampled)} out of {len(nodes)} nodes.")
+
+    # 2. TRAIN: they train the global model on their own data ...
+    fedavg, losses = FedAvg(model), list[Weighted]()
+
+    def aggregate(node_id: int, content: RecordDict) -> None:
+        reply = messages.decode_train_reply(content)
+        fedavg.add(reply.model, reply.num_examples)  # 3. ... and each reply joins the mean.
+        losses.append(reply.loss)
+
+    request = messages.encode_train_request(
+        messages.encode_model(model), server_round, server.dataset, record.learning_rate
+    )
+    timeout_s = config.reply_timeout
+    record.train = federation.ask(messages.TRAIN, sampled, request, timeout_s, aggregate)
+    report_stage("📥", "TRAIN", record.train)
+    model = fedavg.result()
+
+    # 4. QUERY every node: will you evaluate? Meanwhile, evaluate centrally, in a thread.
+    volunteers: list[int] = []
+
+    def note_opt_in(node_id: int, content: RecordDict) -> None:
+        if messages.decode_query_reply(content):
+            volunteers.append(node_id)
+
+    request = messages.encode_query_request(server_round)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        central = pool.submit(evaluate_centrally, server, model, record)
+        record.query = federation.ask(
+            messages.QUERY, nodes, request, config.query_timeout, note_opt_in
+        )
+        central.result()
+    report_stage("📨", "QUERY", record.query)
+    record.num_opted_in = len(volunteers)
+    say(f"✅ {len(volunteers)}/{len(nodes)} nodes opted-in for evaluation (QUERY)")
+
+    # 5. EVALUATE: they evaluate the global model on their own validation split.
+    evaluations: list[Evaluation] = []
+
+    def collect(node_id: int, content: RecordDict) -> None:
+        evaluations.append(messages.decode_evaluate_reply(content))
+
+    request = messages.encode_evaluate_request(
+        messages.encode_model(model), server_round, server.dataset
+    )
+    record.evaluate = federation.ask(messages.EVALUATE, volunteers, request, timeout_s, collect)
+    report_stage("📥", "EVALUATE", record.evaluate)
+
+    # 6. Mean and standard deviation over the nodes.
+    summarise(record, losses, evaluations)
+    record.model_sha256 = state_hash(model)
+    record.seconds = time.monotonic() - began
+    return model, record
+
+
+def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
+    """Sample a fraction of the nodes uniformly, without replacement; at least one."""
+    rng = numpy_generator(config.seed, server_round, SERVER, Stream.SAMPLE)
+    num_sampled = max(1, round(config.fraction_clients_train * len(nodes)))
+    chosen = np.sort(rng.choice(len(nodes), size=num_sampled, replace=False))
+    return [nodes[index] for index in chosen]
+
+
+def evaluate_centrally(server: Server, state: State, record: Round) -> None:
+    """Evaluate the global model on the test split; checkpoint it if it is the best so far."""
+    began = time.monotonic()
+    model = CNN(torch.Generator())
+    model.load_state_dict(state)
+    evaluation = evaluate(model, server.test, server.config.server_device)
+    record.centralized_loss = finite(evaluation.loss.mean)
+    record.centralized_accuracy = accuracy = evaluation.accuracy
+    record.centralized_seconds = time.monotonic() - began
+    say(
+        f"💡 Centrally evaluated model -> "
+        f"loss: {evaluation.loss.mean: .4f} /  accuracy: {accuracy: .4f}"
+    )
+    if accuracy > server.directory.best_accuracy:
+        say(f"🎉 New best global model found: {accuracy:.6f}")
+        attempt(server.directory.save_checkpoint, record.server_round, accuracy, state)
+
+
+def summarise(record: Round, losses: list[Weighted], evaluations: list[Evaluation]) -> None:
+    """Fill in what the nodes' own numbers come to, and say it."""
+    if record.train.num_received == 0:
+        say("⚠️ No valid TRAIN reply: the global model stays as it was.")
+    total = math.fsum(loss.sum for loss in losses)
+    record.train_loss = finite(Weighted(total, sum(loss.weight for loss in losses)).mean)
+    accuracies = mean_and_std(evaluation.accuracy for evaluation in evaluations)
+    losses_ = mean_and_std(evaluation.loss.mean for evaluation in evaluations)
+    record.federated_evaluate_accuracy, record.federated_evaluate_accuracy_std = accuracies
+    record.federated_evaluate_loss, record.federated_evaluate_loss_std = losses_
+    if not evaluations:
+        say("📊 Federated evaluation -> no node evaluated in this round")
+        return
+    say(
+        f"📊 Federated evaluation -> loss: {losses_[0]:.3f}±{losses_[1]:.3f} / "
+        f"accuracy: {accuracies[0]:.3f}±{accuracies[1]:.3f}"
+    )
+
+
+def report_stage(symbol: str, name: str, stage: Stage) -> None:
+    """Say how many replies came, and what was wrong with the others."""
+    say(f"{symbol} Received {stage.num_received}/{stage.num_sent} results ({name})")
+    for problem in stage.problems:
+        say(f"⚠️ {name}: {problem}")
+
+
+def learning_rate_of(config: Config, server_round: int) -> float:
+    """Return the learning rate that the config gives a round."""
+    return learning_rate(
+        server_round,
+        config.num_server_rounds,
+        initial=config.learning_rate,
+        schedule=config.learning_rate_schedule,
+        decay=config.learning_rate_decay,
+        step_size=config.learning_rate_step_size,
+    )
+
+
+def attempt(write: Callable[..., None], *arguments: Any) -> RunDirectoryError | None:
+    """Write; where that fails, say so and return the error: the training goes on."""
+    try:
+        write(*arguments)
+    except RunDirectoryError as error:
+        say(f"⚠️ {error}")
+        return error
+    return None
+
+
+def check_device(name: str) -> None:
+    """Check that PyTorch can compute on a device.
+
+    Raises:
+        ConfigError: It is not a device, or not there.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"run config: server-device: expected a device of this machine (cpu, cuda:0, mps), "
+            f"got {name!r}: {reason}"
+        ) from error
+
+
+app = make_server_app()

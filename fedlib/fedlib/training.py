@@ -1,0 +1,163 @@
+"""Local training and evaluation: plain PyTorch, no Flower.
+
+Both work on whole tensors of decoded images. A metric is a sum and a weight (``Weighted``)
+until somebody prints it, so that means of means never happen.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedlib.data import Split
+
+PADDING = 4
+"""Black pixels added on each side before the random crop."""
+
+EVALUATION_BATCH_SIZE = 200
+"""Large enough to keep the cores busy, small enough for the activations to stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A sum over examples and the number of examples it is over."""
+
+    sum: float
+    weight: int
+
+    @property
+    def mean(self) -> float:
+        """The sum divided by the weight; NaN where there was no example."""
+        return self.sum / self.weight if self.weight else float("nan")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Cross-entropy loss (nats) and correct predictions, summed over ``num_examples``."""
+
+    loss: Weighted
+    correct: Weighted
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the examples that were classified correctly, from 0 to 1."""
+        return self.correct.mean
+
+
+def train(
+    model: nn.Module,
+    split: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    momentum: float,
+    generator: torch.Generator,
+    device: str = "cpu",
+) -> Weighted:
+    """Train the model in place by SGD with momentum, on augmented images.
+
+    The optimizer is made here and ends here: momentum never outlives the weights it was made for.
+
+    Args:
+        model: The model; it ends on ``device``.
+        split: The images and labels to train on, at least one.
+        epochs: Passes over the split.
+        batch_size: Examples a step; the last batch of an epoch may be smaller.
+        learning_rate: SGD's step size.
+        momentum: SGD's momentum.
+        generator: CPU generator for the order of the examples and the augmentation.
+        device: Where to compute.
+
+    Returns:
+        The training loss, summed over every example of every epoch, as seen during training.
+    """
+    model.to(device).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    num_examples = len(split)
+    for _ in range(epochs):
+        order = torch.randperm(num_examples, generator=generator)
+        images = split.normalize(augment(split.images[order], generator)).to(device)
+        labels = split.labels[order].to(device)
+        for start in range(0, num_examples, batch_size):
+            batch = slice(start, start + batch_size)
+            loss = F.cross_entropy(model(images[batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            loss_sum += loss.detach() * len(labels[batch])
+    return Weighted(loss_sum.item(), num_examples * epochs)
+
+
+def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Crop and flip each image of a batch at random (the field's usual augmentation).
+
+    Args:
+        images: uint8 images, (N, H, W), black (0) outside the object.
+        generator: CPU generator: two offsets and one coin an image.
+    """
+    offsets = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
+    flips = torch.rand(len(images), generator=generator) < 0.5
+    return crop_and_flip(images, offsets, flips)
+
+
+def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+    """Pad each image by ``PADDING``, crop it to its own size at an offset, and mirror it.
+
+    Equal to torchvision's ``pad``, ``crop`` and ``hflip`` on every image, as one gather.
+
+    Args:
+        images: uint8 images, (N, H, W).
+        offsets: int64 top and left corners in the padded image, (N, 2), 0 to 2 * PADDING.
+        flips: bool, (N,): mirror left and right?
+    """
+    num_images, height, width = images.shape
+    padded = F.pad(images, (PADDING,) * 4)  # (N, H + 8, W + 8)
+    columns = torch.arange(width).expand(num_images, width)
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
+    rows = offsets[:, :1] + torch.arange(height)  # (N, H)
+    columns = offsets[:, 1:] + columns  # (N, W)
+    return padded[torch.arange(num_images)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
+    """Evaluate the model on a split: losses are summed example by example, divided once.
+
+    Args:
+        model: The model; it ends on ``device``, in ``eval()`` mode.
+        split: The images and labels to evaluate on.
+        device: Where to compute.
+    """
+    model.to(device).eval()
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    for start in range(0, len(split), EVALUATION_BATCH_SIZE):
+        batch = slice(start, start + EVALUATION_BATCH_SIZE)
+        labels = split.labels[batch].to(device)
+        logits = model(split.normalize(split.images[batch]).to(device))
+        loss_sum += F.cross_entropy(logits, labels, reduction="none").double().sum()
+        num_correct += (logits.argmax(dim=1) == labels).sum()
+    return Evaluation(
+        Weighted(loss_sum.item(), len(split)), Weighted(num_correct.item(), len(split))
+    )
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute on one thread inside the block.
+
+    How many threads share a sum decides its rounding: with one, a client gets the same bits in
+    a notebook, a simulation actor and a process of its own. It is also fastest: two clients on
+    two cores with two threads each only get in each other's way.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
