@@ -12,7 +12,7 @@ from fedlib import messages
 from fedlib.aggregation import check_state
 from fedlib.config import Config
 from fedlib.data import Partition, load_partition, open_dataset
-from fedlib.errors import DataError, FedlibError
+from fedlib.errors import DataError, FedlibError, TooLateError
 from fedlib.model import CNN, State
 from fedlib.randomness import Stream, numpy_generator, torch_generator
 from fedlib.training import evaluate, single_thread, train
@@ -20,6 +20,8 @@ from fedlib.training import evaluate, single_thread, train
 OPT_IN_PROBABILITY = 0.5
 REFUSED = 100
 """Code of the ``Error`` that carries a ``FedlibError``'s text (Flower's own end below 100)."""
+EXPIRED_TTL_S = 1e-6
+"""Time-to-live of a reply that must not arrive."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,12 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
     """Call a handler; what a person can put right goes back as one line, not as a traceback."""
     try:
         if seconds_left(message) <= 0:
-            raise FedlibError("the message had expired when its turn came")
+            raise TooLateError("the message had expired when its turn came")
         config = config or Config.from_run_config(context.run_config)
         return Message(handler(message, Node(config, _identity(context))), reply_to=message)
+    except TooLateError as error:
+        # A ClientApp cannot but reply; this reply has expired too, and Flower drops it.
+        return Message(Error(REFUSED, str(error)), reply_to=message, ttl=EXPIRED_TTL_S)
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
 
@@ -119,17 +124,24 @@ def handle_evaluate(message: Message, node: Node) -> RecordDict:
 
 
 def handle_query(message: Message, node: Node) -> RecordDict:
-    """Say, after a random while, whether the node takes part in the evaluation.
+    """Say, some random time after the message was sent, whether the node takes part.
 
-    The while stands for whatever keeps a real device busy. It ends when the message expires at
-    the latest: an answer that nobody awaits must not keep the next message waiting.
+    The time stands for whatever keeps a real device busy. It counts from the moment of sending,
+    so nodes that share an actor wait side by side, not one behind the other. A node that would
+    answer after the message expires does not wait at all: nobody would get the answer, and the
+    next message would be held up.
+
+    Raises:
+        TooLateError: The node cannot answer before the message expires.
     """
     server_round = messages.decode_query_request(message.content)
     config = node.config
     rng = numpy_generator(config.seed, server_round, node.partition_id, Stream.QUERY)
     opt_in = bool(rng.random() < OPT_IN_PROBABILITY)
     delay_s = rng.random() * config.query_max_delay
-    time.sleep(max(0.0, min(delay_s, seconds_left(message))))
+    if delay_s >= message.metadata.ttl:
+        raise TooLateError(f"the answer would take {delay_s:.1f} s")
+    time.sleep(max(0.0, message.metadata.created_at + delay_s - time.time()))
     return messages.encode_query_reply(opt_in)
 
 

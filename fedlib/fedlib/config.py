@@ -68,7 +68,7 @@ class Config:
     )
     seed: int = _option(42, "a whole number from 0 to 2**32 - 1", lambda v: 0 <= v < 2**32)
     query_timeout: float = _seconds(1.0, 0.1)
-    query_max_delay: float = _seconds(0.25, 0)
+    query_max_delay: float = _seconds(2.0, 0)
     reply_timeout: float = _seconds(300.0, 0.1)
     server_device: str = _name("cpu")
     use_wandb: bool = _flag(True)

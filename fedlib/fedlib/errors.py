@@ -4,7 +4,8 @@
     ├── ConfigError         a run-config value outside its accepted range
     ├── DataError           a dataset that cannot be found, read, partitioned or split
     ├── ReplyError          a message whose content is not what was agreed
-    └── RunDirectoryError   a run directory that cannot be written, read or resumed
+    ├── RunDirectoryError   a run directory that cannot be written, read or resumed
+    └── TooLateError        a message that expires before it can be answered (client side)
 
 Every message says who, what was expected, what came, and what to do.
 """
@@ -28,3 +29,7 @@ class ReplyError(FedlibError):
 
 class RunDirectoryError(FedlibError):
     """A run directory cannot be written, read or resumed from."""
+
+
+class TooLateError(FedlibError):
+    """A message has expired, or will have before it can be answered."""

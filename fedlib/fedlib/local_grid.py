@@ -67,7 +67,7 @@ class LocalGrid(Grid):
             message = self._waiting.pop(message_id, None)
             if message is not None:
                 reply = self._run(message)
-                expires_at = message.metadata.created_at + message.metadata.ttl
+                expires_at = reply.metadata.created_at + reply.metadata.ttl
                 return [reply] if time.time() <= expires_at else []
         return []
 
