@@ -6,6 +6,8 @@ A logger of our own, because Flower's writes to standard error, which notebooks 
 import logging
 import sys
 
+from fedlib.errors import FedlibError
+
 logger = logging.getLogger("fedlib")
 
 
@@ -29,17 +31,20 @@ def say(line: str) -> None:
     logger.info(line)
 
 
-def hide_late_replies() -> None:
-    """Keep Flower from writing an ERROR line for every reply that came too late.
+def tidy_flower_log() -> None:
+    """Keep two things out of Flower's log that would bury the round log.
 
-    A late node is part of the plan here: the stage counts it as missing. The simulation engine
-    has no other way to be told, and fifty such lines would bury the round log.
+    - An ERROR line for every reply that comes too late. A late node is part of the plan here:
+      the stage counts it as missing, and the simulation engine has no other way to be told.
+    - The traceback of a ``FedlibError``, whose one line says what to do. The run still fails.
     """
-    if _late_replies not in _flower.filters:
-        _flower.addFilter(_late_replies)
+    if _tidy not in _flower.filters:
+        _flower.addFilter(_tidy)
 
 
-def _late_replies(record: logging.LogRecord) -> bool:
+def _tidy(record: logging.LogRecord) -> bool:
+    if record.exc_info and isinstance(record.exc_info[1], FedlibError):
+        record.exc_info = None
     return "Message TTL has expired" not in record.getMessage()
 
 

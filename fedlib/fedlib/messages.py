@@ -208,7 +208,7 @@ def _values(content: RecordDict, record_name: str, wanted: Mapping[str, type]) -
         raise ReplyError(f"{record_name}: expected the keys {_list(wanted)}, got {_list(record)}")
     for key, kind in wanted.items():
         value: Any = record[key]
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
             expected = "a finite float" if kind is float else kind.__name__
             raise ReplyError(f"{record_name}: {key}: expected {expected}, got {value!r}")
     return [record[key] for key in wanted]

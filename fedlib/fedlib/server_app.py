@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedlib import messages
 from fedlib.aggregation import FedAvg
 from fedlib.config import Config
-from fedlib.console import hide_late_replies, say
+from fedlib.console import say, tidy_flower_log
 from fedlib.data import Split, load_test, open_dataset
 from fedlib.errors import ConfigError, FedlibError, RunDirectoryError
 from fedlib.federation import Federation, Stage
@@ -61,6 +61,7 @@ def make_server_app(config: Config | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        tidy_flower_log()
         try:
             run(grid, config or Config.from_run_config(context.run_config))
         except FedlibError as error:
@@ -92,7 +93,6 @@ def run(grid: Grid, config: Config) -> State:
 
 def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     """Check what can be checked before any training; return the model and the first round."""
-    hide_late_replies()
     check_device(config.server_device)
     directory = None if config.resume_from else RunDirectory.create(config)
     say(f"💾 Results go to {directory.path if directory else config.resume_from}")

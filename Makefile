@@ -1,0 +1,62 @@
+# On a machine with Python 3.11 or newer and make:  make run,  make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODES ?= 50
+CONFIG ?=
+
+# Flower's folder and ports of this project's own: nothing of the user's is touched or met.
+export FLWR_HOME := $(CURDIR)/.flwr
+export FLWR_LOCAL_SUPERLINK_HTTP_API_PORT ?= 39191
+export FLWR_LOCAL_CONTROL_API_PORT ?= 39193
+# The app runs in .venv; without this, Flower installs it once more, for every run.
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+
+.PHONY: help setup run test check lab figures stop clean
+help:
+	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
+	@echo "make test     run all tests        make check    lint, types, spelling"
+	@echo "make lab      open the notebooks   make figures  draw _static/ again"
+	@echo "make clean    remove .venv and Flower's folder (outputs/ stays)"
+
+setup: $(VENV)/.installed
+$(VENV)/.installed: requirements.txt fedlib/pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+	  f"Python: expected 3.11 or newer, got {v.major}.{v.minor}; try: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python: expected the venv module; on Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	@touch $@
+
+# flwr run exits with 0 even when the run fails: the newest run's status tells.
+run: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	flwr run fedlib --stream \
+	  --federation-config "num-supernodes=$(NODES) client-resources-num-cpus=1" \
+	  --run-config "output-dir='$(CURDIR)/outputs'" --run-config "$(CONFIG)" && \
+	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed; \
+	status=$$?; $(MAKE) --no-print-directory stop; exit $$status
+
+# flwr run leaves a SuperLink in the background.
+stop:
+	-@pkill -f "flower-superlink .*$(FLWR_HOME)/" || true
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell fedlib tests _static README.md Makefile
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+figures: setup
+	$(BIN)/python _static/make_figures.py
+
+clean: stop
+	rm -rf $(VENV) .flwr
