@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fedlib.errors import ConfigError
-from fedlib.schedule import SCHEDULES
+from fedlib.schedule import SCHEDULES, learning_rate
 
 
 def _option(default: Any, accepts: str, check: Callable[[Any], bool]) -> Any:
@@ -104,6 +104,17 @@ class Config:
     def to_run_config(self) -> dict[str, Any]:
         """Return the values by kebab-case key, as ``from_run_config`` reads them."""
         return {kebab(name): value for name, value in asdict(self).items()}
+
+    def learning_rate_at(self, server_round: int) -> float:
+        """Return the learning rate of a round, counted from 1 (see ``fedlib.schedule``)."""
+        return learning_rate(
+            server_round,
+            self.num_server_rounds,
+            initial=self.learning_rate,
+            schedule=self.learning_rate_schedule,
+            decay=self.learning_rate_decay,
+            step_size=self.learning_rate_step_size,
+        )
 
 
 def kebab(name: str) -> str:

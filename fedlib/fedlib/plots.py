@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -14,8 +15,13 @@ if TYPE_CHECKING:
 
 CENTRAL, FEDERATED, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 """Blue, vermilion (Okabe & Ito, jfly.uni-koeln.de/color: told apart by everyone) and grey."""
+TEN_COLOURS = (
+    *("#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#BBBBBB"),
+)
+"""One for each class (Paul Tol, "Colour Schemes", SRON/EPS/TN/09-002: muted, and a grey)."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
@@ -67,12 +73,11 @@ def plot_metrics(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def plot_partitions(partitioner: "Partitioner", class_names: list[str], title: str) -> Figure:
+def plot_partitions(partitioner: "Partitioner", title: str) -> Figure:
     """Draw how many examples of each class every partition holds.
 
     Args:
         partitioner: A partitioner of Flower Datasets, with its data set.
-        class_names: Names of the labels, in order.
         title: What the picture shows.
 
     Source: ``flwr_datasets.visualization.plot_label_distributions``.
@@ -80,24 +85,18 @@ def plot_partitions(partitioner: "Partitioner", class_names: list[str], title: s
     from flwr_datasets.visualization import plot_label_distributions
 
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(11, 4))
-        plot_label_distributions(
+        figure, axes, _ = plot_label_distributions(
             partitioner=partitioner,
             label_name="label",
-            size_unit="absolute",
-            partition_id_axis="x",
-            legend=True,
-            cmap="tab10",
-            verbose_labels=True,
-            ax=axes,
-            title=title,
+            cmap=ListedColormap(TEN_COLOURS),
+            figsize=(11, 4),
         )
-        axes.set(xlabel="partition (one a node)", ylabel="training examples")
-        axes.tick_params(axis="x", labelsize=7)
         handles, labels = axes.get_legend_handles_labels()
-        names = class_names if len(labels) == len(class_names) else labels
-        axes.legend(handles[::-1], names[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+        axes.legend(handles[::-1], labels[::-1], loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.set(title=title, xlabel="partition (one a node)", ylabel="training examples")
+        axes.tick_params(axis="x", labelsize=7)
+    drawn: Figure = figure
+    return drawn
 
 
 def _curves(axes: Axes, rounds: list[dict[str, Any]], metric: str, scale: float) -> None:

@@ -17,16 +17,15 @@ from fedlib.aggregation import FedAvg
 from fedlib.config import Config
 from fedlib.console import say, tidy_flower_log
 from fedlib.data import Split, load_test, open_dataset
-from fedlib.errors import ConfigError, FedlibError, RunDirectoryError
+from fedlib.errors import FedlibError, RunDirectoryError
 from fedlib.federation import Federation, Stage
 from fedlib.model import CNN, State, clone_state, state_hash
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
 from fedlib.results import Round, RunDirectory, finite, mean_and_std
 from fedlib.resume import resume
-from fedlib.schedule import learning_rate
 from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
-from fedlib.training import Evaluation, Weighted, evaluate
+from fedlib.training import Evaluation, Weighted, check_device, evaluate
 
 ROLL_CALL_TIMEOUT_S = 60.0
 
@@ -116,7 +115,7 @@ def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
 def run_round(server: Server, model: State, server_round: int) -> tuple[State, Round]:
     """Run one round: a global model goes in, the next one and the round's record come out."""
     config, federation, began = server.config, server.federation, time.monotonic()
-    record = Round(server_round, learning_rate_of(config, server_round))
+    record = Round(server_round, config.learning_rate_at(server_round))
 
     # 1. Sample a fraction of the connected nodes.
     nodes = federation.roll_call(config.query_timeout)
@@ -228,18 +227,6 @@ def report_stage(symbol: str, name: str, stage: Stage) -> None:
         say(f"⚠️ {name}: {problem}")
 
 
-def learning_rate_of(config: Config, server_round: int) -> float:
-    """Return the learning rate that the config gives a round."""
-    return learning_rate(
-        server_round,
-        config.num_server_rounds,
-        initial=config.learning_rate,
-        schedule=config.learning_rate_schedule,
-        decay=config.learning_rate_decay,
-        step_size=config.learning_rate_step_size,
-    )
-
-
 def attempt(write: Callable[..., None], *arguments: Any) -> RunDirectoryError | None:
     """Write; where that fails, say so and return the error: the training goes on."""
     try:
@@ -248,22 +235,6 @@ def attempt(write: Callable[..., None], *arguments: Any) -> RunDirectoryError | 
         say(f"⚠️ {error}")
         return error
     return None
-
-
-def check_device(name: str) -> None:
-    """Check that PyTorch can compute on a device.
-
-    Raises:
-        ConfigError: It is not a device, or not there.
-    """
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"run config: server-device: expected a device of this machine (cpu, cuda:0, mps), "
-            f"got {name!r}: {reason}"
-        ) from error
 
 
 app = make_server_app()

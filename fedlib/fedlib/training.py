@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedlib.data import Split
+from fedlib.errors import ConfigError
 
 PADDING = 4
 """Black pixels added on each side before the random crop."""
@@ -161,3 +162,19 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_device(name: str) -> None:
+    """Check that PyTorch can compute on a device.
+
+    Raises:
+        ConfigError: It is not a device, or not there.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"run config: server-device: expected a device of this machine (cpu, cuda:0, mps), "
+            f"got {name!r}: {reason}"
+        ) from error

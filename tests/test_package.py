@@ -1,0 +1,126 @@
+"""What the package promises as a whole: one door, small modules, light imports, pure maths."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedlib
+
+PACKAGE = Path(fedlib.__file__).parent
+MODULES = sorted(PACKAGE.glob("*.py"))
+PURE = ("aggregation", "data", "garments", "model", "randomness", "schedule", "training")
+PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
+# One private name, in one place; the reason stands there.
+PRIVATE_FLOWER = {"local_grid": {"flwr.supercore.task_identity"}}
+
+
+def imports(module: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_the_public_names_are_exactly_these() -> None:
+    assert fedlib.__all__ == [
+        "CNN",
+        "Config",
+        "ConfigError",
+        "DataError",
+        "Dataset",
+        "Evaluation",
+        "FedAvg",
+        "Federation",
+        "FedlibError",
+        "LocalGrid",
+        "Partition",
+        "ReplyError",
+        "Round",
+        "RunDirectory",
+        "RunDirectoryError",
+        "SCHEDULES",
+        "SERVER",
+        "Split",
+        "Stage",
+        "State",
+        "Stream",
+        "TooLateError",
+        "Weighted",
+        "augment",
+        "check_state",
+        "clone_state",
+        "crop_and_flip",
+        "evaluate",
+        "federated_dataset",
+        "learning_rate",
+        "load_partition",
+        "load_results",
+        "load_test",
+        "make_client_app",
+        "make_server_app",
+        "mean_and_std",
+        "numpy_generator",
+        "open_dataset",
+        "partition_indices",
+        "plot_metrics",
+        "plot_partitions",
+        "resolve_dataset",
+        "run",
+        "run_round",
+        "state_hash",
+        "torch_generator",
+        "train",
+    ]
+
+
+@pytest.mark.parametrize("name", fedlib.__all__)
+def test_every_public_name_is_there_and_documented(name: str) -> None:
+    value = getattr(fedlib, name)
+    if callable(value) and name != "State":
+        assert value.__doc__, f"{name} has no docstring"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'FedSGD'"):
+        fedlib.FedSGD  # noqa: B018
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_a_module_is_read_in_one_sitting(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 250
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_the_maths_knows_neither_flower_nor_wandb(name: str) -> None:
+    found = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py")}
+    assert not found & {"flwr", "wandb"}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_only_flowers_public_modules_are_imported(module: Path) -> None:
+    flower = {name for name in imports(module) if name.split(".")[0] == "flwr"}
+    assert flower <= PUBLIC_FLOWER | PRIVATE_FLOWER.get(module.stem, set())
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+def test_nothing_seeds_a_global_generator(module: Path) -> None:
+    text = module.read_text(encoding="utf-8")
+    assert "torch.manual_seed" not in text
+    assert "np.random.seed" not in text
+    assert "import random\n" not in text
+
+
+def test_a_client_process_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, fedlib.client_app;"
+        "print([m for m in ('datasets', 'flwr_datasets', 'matplotlib', 'torchvision', 'wandb',"
+        " 'PIL', 'pyarrow', 'fedlib.server_app') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
