@@ -1,6 +1,7 @@
 """What the package promises as a whole: one door, small modules, light imports, pure maths."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,20 @@ def test_a_client_process_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_lists_every_key_with_its_default() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Run config")[1]
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \|", section, flags=re.MULTILINE))
+    expected = fedlib.Config().to_run_config()
+    assert rows.keys() == expected.keys()
+    for key, value in expected.items():
+        written = str(value).lower() if isinstance(value, bool) else str(value)
+        assert rows[key].strip() == written, key
+
+
+def test_the_readme_lists_every_module() -> None:
+    text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`([a-z_]+)`", text.split("## Run config")[0]))
+    assert {module.stem for module in MODULES} - {"__init__"} <= listed
