@@ -130,7 +130,7 @@ def test_a_client_process_imports_nothing_heavy() -> None:
 def test_the_readme_lists_every_key_with_its_default() -> None:
     text = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
     section = text.split("## Run config")[1]
-    rows = dict(re.findall(r"^\| `([a-z-]+)` \| ([^|]*) \|", section, flags=re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|([^|]*)\|", section, flags=re.MULTILINE))
     expected = fedlib.Config().to_run_config()
     assert rows.keys() == expected.keys()
     for key, value in expected.items():
