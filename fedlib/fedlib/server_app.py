@@ -27,7 +27,7 @@ from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
 from fedlib.training import Evaluation, Weighted, check_device, evaluate
 
-ROLL_CALL_TIMEOUT_S = 60.0
+ROLL_CALL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,12 @@ def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     say(f"💾 Results go to {directory.path if directory else config.resume_from}")
     dataset, reason = resolve_dataset(config.dataset)
     say(f"📦 Data set: {dataset} ({reason})")
-    test = load_test(open_dataset(dataset))
     federation = Federation(grid)
     nodes = federation.roll_call(ROLL_CALL_TIMEOUT_S, wait_for_all=True)
     if len(nodes) < federation.num_partitions:
         say(f"⚠️ Only {len(nodes)} of {federation.num_partitions} nodes are there; going on.")
+    # After the roll call: a data set being drawn on all cores can keep an engine from starting.
+    test = load_test(open_dataset(dataset))
     model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
     if directory is not None:
         directory.describe(dataset, federation.num_partitions)
