@@ -27,7 +27,7 @@ $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
 	  echo "Python: expected the venv module; on Debian: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	@touch $@
 
 # flwr run exits with 0 even when the run fails: the newest run's status tells.
@@ -41,7 +41,7 @@ run: setup
 
 # flwr run leaves a SuperLink in the background.
 stop:
-	-@pkill -f "flower-superlink .*$(FLWR_HOME)/" || true
+	-@pkill -f "[f]lower-superlink .*$(FLWR_HOME)/" || true
 
 test: setup
 	$(BIN)/python -m pytest
