@@ -11,6 +11,8 @@ export FLWR_LOCAL_SUPERLINK_HTTP_API_PORT ?= 39191
 export FLWR_LOCAL_CONTROL_API_PORT ?= 39193
 # The app runs in .venv; without this, Flower installs it once more, for every run.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+# Ray's tip about a future version, printed at every start.
+export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
 .PHONY: help setup run test check lab figures stop clean
 help:
@@ -39,9 +41,11 @@ run: setup
 	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed; \
 	status=$$?; $(MAKE) --no-print-directory stop; exit $$status
 
-# flwr run leaves a SuperLink in the background.
+# flwr run leaves a SuperLink in the background; [f] keeps pkill from finding its own command line.
 stop:
-	-@pkill -f "[f]lower-superlink .*$(FLWR_HOME)/" || true
+	@pkill -f "[f]lower-superlink .*$(FLWR_HOME)/" || true
+	@for i in 1 2 3 4 5 6 7 8 9 10; do \
+	  pgrep -f "[f]lower-superlink .*$(FLWR_HOME)/" > /dev/null || break; sleep 1; done
 
 test: setup
 	$(BIN)/python -m pytest
