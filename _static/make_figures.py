@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from fedlib.plots import STYLE
 
 from fedlib import (
     SCHEDULES,
@@ -25,6 +24,7 @@ from fedlib import (
     resolve_dataset,
     run,
 )
+from fedlib.plots import STYLE
 
 HERE = Path(__file__).parent
 COLOURS = {"constant": "#555555", "step": "#E69F00", "exponential": "#009E73", "cosine": "#0072B2"}

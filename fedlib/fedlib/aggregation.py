@@ -7,7 +7,8 @@ weighted by their numbers of examples.
 Replies arrive in another order in every run, and floating-point addition depends on the order.
 So the sum is kept in two float64 tensors, the second holding what rounding cut off the first
 (Knuth's two-sum, TAOCP vol. 2, 4.2.2). The order then changes the sum by about one part in
-2^100, and the float32 model that comes out is the same, bit for bit.
+2^100 of the largest term, and the float32 model that comes out is the same, bit for bit, unless
+terms 2^75 times larger than the result cancel each other, which no model's weights do.
 """
 
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ class FedAvg:
         mean = {}
         for name, total in self._sum.items():
             exact = (total + self._rest[name]) if name in self._rest else total.double()
-            ratio = exact / self.num_examples
+            ratio = exact / float(self.num_examples)
             dtype = self._reference[name].dtype
             mean[name] = (ratio if dtype.is_floating_point else ratio.round()).to(dtype)
         return mean

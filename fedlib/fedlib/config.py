@@ -77,7 +77,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            _check(option.name, option.type, option.metadata, getattr(self, option.name))
+            value = getattr(self, option.name)
+            _check(option.name, option.type, option.metadata, value)
+            if option.type is float:  # TOML, like people, writes 1 where 1.0 is meant
+                object.__setattr__(self, option.name, float(value))
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
@@ -95,10 +98,8 @@ class Config:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-                raise ConfigError(f"run config: unknown key {key}; {hint}")
-            # TOML writes 1 where 1.0 is meant.
-            whole = known[key].type is float and type(value) is int
-            values[known[key].name] = float(value) if whole else value
+                raise ConfigError(f"run config: unknown key {key!r}; {hint}")
+            values[known[key].name] = value
         return cls(**values)
 
     def to_run_config(self) -> dict[str, Any]:

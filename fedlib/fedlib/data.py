@@ -166,7 +166,7 @@ def partition_indices(
     Raises:
         DataError: The training set cannot be partitioned this way.
     """
-    folder = dataset.folder / f"partitions-{num_partitions}-alpha-{alpha:g}-seed-{seed}"
+    folder = dataset.folder / f"partitions-{num_partitions}-alpha-{float(alpha)!r}-seed-{seed}"
     prepare.build_once(
         folder,
         lambda target: prepare.partition(dataset.folder, num_partitions, alpha, seed, target),

@@ -18,6 +18,7 @@ Source: ``RecordDict``, ``ArrayRecord``, ``ConfigRecord`` and ``MetricRecord`` o
 """
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,9 @@ EVALUATE = MessageType.EVALUATE
 QUERY = MessageType.QUERY
 IDENTIFY_ACTION = "identify"
 IDENTIFY = f"{QUERY}.{IDENTIFY_ACTION}"
+
+MAX_EXAMPLES = 10**12
+"""More than any node holds; it keeps a liar from overflowing the server's sums."""
 
 _MODEL, _CONFIG, _METRICS = "model", "config", "metrics"
 
@@ -114,7 +118,8 @@ def decode_train_reply(content: RecordDict) -> TrainReply:
     _expect_records(content, _MODEL, _METRICS)
     wanted = {"num-examples": int, "loss-sum": float, "loss-weight": int}
     num_examples, loss_sum, loss_weight = _values(content, _METRICS, wanted)
-    _expect_positive(num_examples, loss_weight)
+    _expect_count("num-examples", num_examples, 1)
+    _expect_count("loss-weight", loss_weight, 1)
     return TrainReply(_model(content), num_examples, Weighted(loss_sum, loss_weight))
 
 
@@ -148,9 +153,8 @@ def decode_evaluate_reply(content: RecordDict) -> Evaluation:
     _expect_records(content, _METRICS)
     wanted = {"num-examples": int, "loss-sum": float, "num-correct": int}
     num_examples, loss_sum, num_correct = _values(content, _METRICS, wanted)
-    _expect_positive(num_examples)
-    if not 0 <= num_correct <= num_examples:
-        raise ReplyError(f"num-correct: expected 0 to {num_examples}, got {num_correct}")
+    _expect_count("num-examples", num_examples, 1)
+    _expect_count("num-correct", num_correct, 0, num_examples)
     return Evaluation(Weighted(loss_sum, num_examples), Weighted(num_correct, num_examples))
 
 
@@ -189,12 +193,23 @@ def encode_identity(identity: Identity) -> RecordDict:
 def decode_identity(content: RecordDict) -> Identity:
     """Read the content of the reply to a QUERY.identify message."""
     _expect_records(content, _CONFIG)
-    return Identity(*_values(content, _CONFIG, {"partition-id": int, "num-partitions": int}))
+    wanted = {"partition-id": int, "num-partitions": int}
+    partition_id, num_partitions = _values(content, _CONFIG, wanted)
+    _expect_count("num-partitions", num_partitions, 1)
+    _expect_count("partition-id", partition_id, 0, num_partitions - 1)
+    return Identity(partition_id, num_partitions)
 
 
 def count_bytes(content: RecordDict) -> int:
-    """Return the size in bytes of all values and keys in a message's content."""
-    return sum(record.count_bytes() for record in content.values())
+    """Return the size in bytes of all values and keys in a message's content.
+
+    Raises:
+        ReplyError: Flower cannot size a value (an empty text, in 1.41).
+    """
+    try:
+        return sum(record.count_bytes() for record in content.values())
+    except ValueError as error:
+        raise ReplyError(f"content: expected values that have a size, got {error}") from error
 
 
 def _expect_records(content: RecordDict, *names: str) -> None:
@@ -203,14 +218,21 @@ def _expect_records(content: RecordDict, *names: str) -> None:
 
 
 def _values(content: RecordDict, record_name: str, wanted: Mapping[str, type]) -> list[Any]:
-    record: Mapping[str, Any] = dict(content[record_name])
+    kind = ConfigRecord if record_name == _CONFIG else MetricRecord
+    found = content[record_name]
+    if not isinstance(found, kind):
+        came = type(found).__name__
+        raise ReplyError(f"{record_name}: expected a {kind.__name__}, got {came}")
+    record: Mapping[str, Any] = dict(found)
     if set(record) != set(wanted):
         raise ReplyError(f"{record_name}: expected the keys {_list(wanted)}, got {_list(record)}")
-    for key, kind in wanted.items():
+    for key, wanted_type in wanted.items():
         value: Any = record[key]
-        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
-            expected = "a finite float" if kind is float else kind.__name__
-            raise ReplyError(f"{record_name}: {key}: expected {expected}, got {value!r}")
+        if type(value) is not wanted_type or (isinstance(value, float) and not math.isfinite(value)):
+            expected = "a finite float" if wanted_type is float else wanted_type.__name__
+            raise ReplyError(
+                f"{record_name}: {key}: expected {expected}, got {reprlib.repr(value)}"
+            )
     return [record[key] for key in wanted]
 
 
@@ -224,9 +246,9 @@ def _model(content: RecordDict) -> dict[str, torch.Tensor]:
         raise ReplyError(f"{_MODEL}: expected readable arrays, got {error}") from error
 
 
-def _expect_positive(*weights: int) -> None:
-    if min(weights) < 1:
-        raise ReplyError(f"num-examples: expected at least 1, got {min(weights)}")
+def _expect_count(key: str, value: int, lowest: int, highest: int = MAX_EXAMPLES) -> None:
+    if not lowest <= value <= highest:
+        raise ReplyError(f"{key}: expected {lowest} to {highest}, got {value}")
 
 
 def _list(names: Any) -> str:

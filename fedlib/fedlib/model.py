@@ -51,7 +51,7 @@ def state_hash(state: State) -> str:
     """Return the SHA-256 of all names, shapes, dtypes and bits: equal hashes, equal models."""
     digest = hashlib.sha256()
     for name in sorted(state):
-        array = state[name].detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(array.tobytes())
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

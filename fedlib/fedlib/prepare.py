@@ -11,10 +11,11 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from fedlib.errors import DataError
 
@@ -51,8 +52,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
                 return
             shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             partial.mkdir()
-            build(partial)
-            os.replace(partial, folder)
+            try:
+                build(partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"data cache {folder}: expected a writable folder with 300 MB free, got: {error}; "
@@ -88,25 +92,28 @@ def decode(name: str, path: str, target: Path) -> None:
     Raises:
         DataError: The data set has not the splits, columns or image size of Fashion-MNIST.
     """
+    arrays: dict[str, NDArray[Any]] = {}
     try:
         federated = load_federated(path, 1)
-        splits = {split: federated.load_split(split) for split in ("train", "test")}
-        class_names = splits["train"].features["label"].names
-        images = {}
-        for split, rows in splits.items():
-            images[split] = np.stack([np.asarray(image, np.uint8) for image in rows["image"]])
-            if images[split].shape[1:] != (28, 28):
-                raise ValueError(f"{split} images have shape {images[split].shape[1:]}")
-            np.save(target / f"{split}_images.npy", images[split])
-            np.save(target / f"{split}_labels.npy", np.asarray(rows["label"], np.int64))
-    except OSError:
-        raise
-    except Exception as error:
+        for split in ("train", "test"):
+            rows = federated.load_split(split)
+            class_names = rows.features["label"].names
+            images = np.stack([np.asarray(image, np.uint8) for image in rows["image"]])
+            labels = np.asarray(rows["label"], np.int64)
+            if images.shape[1:] != (28, 28) or len(class_names) != 10:
+                raise ValueError(f"{images.shape[1:]} images of {len(class_names)} classes")
+            if labels.min() < 0 or labels.max() > 9 or images.min() == images.max():
+                raise ValueError(f"unlabelled or empty images in split {split}")
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
+    except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise DataError(
             f"dataset {name}: expected the splits train and test with columns image (28x28 grey) "
-            f"and label (class names), got: {type(error).__name__}: {error}"
+            f"and label (ten classes), got {reason}; mend the folder, or use dataset=garments"
         ) from error
-    pixels = images["train"] / np.float32(255)
+    for array_name, array in arrays.items():
+        np.save(target / f"{array_name}.npy", array)
+    pixels = arrays["train_images"] / np.float32(255)
     info = {
         "class_names": class_names,
         "mean": round(float(pixels.mean(dtype=np.float64)), 4),

@@ -67,10 +67,14 @@ def find_source(name: str) -> Source:
         code = hashlib.sha256(Path(garments.__file__).read_bytes()).hexdigest()[:8]
         folder = cache_root() / f"garments-{code}"  # another drawing is another data set
         return Source(name, folder / "arrays", lambda: _garments_path(folder / "parquet"))
-    folder = Path(name).expanduser().absolute()
-    files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    try:
+        folder = Path(name).expanduser().absolute()
+        is_folder = folder.is_dir()
+        files = sorted(folder.rglob("*.parquet")) if is_folder else []
+    except (OSError, RuntimeError):  # a name too long, a home of nobody
+        is_folder, files = False, []
     if not files:
-        came = "a folder without .parquet files" if folder.is_dir() else "no such folder"
+        came = "a folder without .parquet files" if is_folder else "no such folder"
         raise DataError(
             f"dataset: expected auto, fashion-mnist, garments or the absolute path of a folder "
             f"with parquet files, got {name!r} ({came})"
@@ -95,7 +99,8 @@ def _is_cached() -> bool:
     import datasets
 
     hub_cache = Path(datasets.config.HF_DATASETS_CACHE)
-    return (hub_cache / HUB_NAME.replace("/", "___")).is_dir()
+    # The info file is written last: without it, the download broke off.
+    return any((hub_cache / HUB_NAME.replace("/", "___")).rglob("dataset_info.json"))
 
 
 def _hub_path() -> str:

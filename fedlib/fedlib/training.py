@@ -90,7 +90,7 @@ def train(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            loss_sum += loss.detach() * len(labels[batch])
+            loss_sum += loss.detach().double() * len(labels[batch])
     return Weighted(loss_sum.item(), num_examples * epochs)
 
 
