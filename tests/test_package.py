@@ -12,7 +12,7 @@ import fedlib
 
 PACKAGE = Path(fedlib.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
-PURE = ("aggregation", "data", "garments", "model", "randomness", "schedule", "training")
+PURE = ("aggregation", "data", "drawing", "garments", "model", "randomness", "schedule", "training")
 PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
 # One private name, in one place; the reason stands there.
 PRIVATE_FLOWER = {"local_grid": {"flwr.supercore.task_identity"}}

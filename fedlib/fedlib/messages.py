@@ -103,13 +103,8 @@ def decode_train_request(content: RecordDict) -> TrainRequest:
 
 def encode_train_reply(reply: TrainReply) -> RecordDict:
     """Return the content of the reply to a TRAIN message."""
-    metrics = MetricRecord(
-        {
-            "num-examples": reply.num_examples,
-            "loss-sum": reply.loss.sum,
-            "loss-weight": reply.loss.weight,
-        }
-    )
+    loss = {"loss-sum": reply.loss.sum, "loss-weight": reply.loss.weight}
+    metrics = MetricRecord({"num-examples": reply.num_examples, **loss})
     return RecordDict({_MODEL: encode_model(reply.model), _METRICS: metrics})
 
 
@@ -138,13 +133,8 @@ def decode_evaluate_request(content: RecordDict) -> EvaluateRequest:
 
 def encode_evaluate_reply(evaluation: Evaluation) -> RecordDict:
     """Return the content of the reply to an EVALUATE message."""
-    metrics = MetricRecord(
-        {
-            "num-examples": evaluation.loss.weight,
-            "loss-sum": evaluation.loss.sum,
-            "num-correct": int(evaluation.correct.sum),
-        }
-    )
+    loss = {"loss-sum": evaluation.loss.sum, "num-correct": int(evaluation.correct.sum)}
+    metrics = MetricRecord({"num-examples": evaluation.loss.weight, **loss})
     return RecordDict({_METRICS: metrics})
 
 
@@ -228,7 +218,8 @@ def _values(content: RecordDict, record_name: str, wanted: Mapping[str, type]) -
         raise ReplyError(f"{record_name}: expected the keys {_list(wanted)}, got {_list(record)}")
     for key, wanted_type in wanted.items():
         value: Any = record[key]
-        if type(value) is not wanted_type or (isinstance(value, float) and not math.isfinite(value)):
+        not_finite = isinstance(value, float) and not math.isfinite(value)
+        if type(value) is not wanted_type or not_finite:
             expected = "a finite float" if wanted_type is float else wanted_type.__name__
             raise ReplyError(
                 f"{record_name}: {key}: expected {expected}, got {reprlib.repr(value)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlib import garments
+from fedlib import drawing, garments
 from fedlib.errors import DataError
 from fedlib.prepare import build_once, cache_root
 
@@ -64,8 +64,9 @@ def find_source(name: str) -> Source:
     if name == "fashion-mnist":
         return Source(name, _fashion_mnist_folder(), _hub_path)
     if name == "garments":
-        code = hashlib.sha256(Path(garments.__file__).read_bytes()).hexdigest()[:8]
-        folder = cache_root() / f"garments-{code}"  # another drawing is another data set
+        # Another drawing is another data set.
+        code = b"".join(Path(str(m.__file__)).read_bytes() for m in (drawing, garments))
+        folder = cache_root() / f"garments-{hashlib.sha256(code).hexdigest()[:8]}"
         return Source(name, folder / "arrays", lambda: _garments_path(folder / "parquet"))
     try:
         folder = Path(name).expanduser().absolute()
