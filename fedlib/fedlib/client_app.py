@@ -87,7 +87,8 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
         return Message(handler(message, Node(config, _identity(context))), reply_to=message)
     except TooLateError as error:
         # A ClientApp cannot but reply; this reply has expired too, and Flower drops it.
-        return Message(Error(REFUSED, str(error)), reply_to=message, ttl=EXPIRED_TTL_S)
+        ttl = EXPIRED_TTL_S if seconds_left(message) > EXPIRED_TTL_S else None
+        return Message(Error(REFUSED, str(error)), reply_to=message, ttl=ttl)
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
 
@@ -160,14 +161,14 @@ def seconds_left(message: Message) -> float:
 
 def _identity(context: Context) -> messages.Identity:
     wanted = ("partition-id", "num-partitions")
-    values = [context.node_config.get(key) for key in wanted]
-    if not all(type(value) is int for value in values):
+    partition_id, num_partitions = (context.node_config.get(key) for key in wanted)
+    if type(partition_id) is not int or type(num_partitions) is not int:
         raise DataError(
             f"node {context.node_id}: expected a node config with {' and '.join(wanted)}, "
             f"got {dict(context.node_config)}; start the SuperNode with "
             f'--node-config "partition-id=0 num-partitions=50"'
         )
-    return messages.Identity(int(values[0] or 0), int(values[1] or 0))
+    return messages.Identity(partition_id, num_partitions)
 
 
 def _load_model(state: State) -> CNN:

@@ -98,8 +98,11 @@ def open_dataset(name: str) -> Dataset:
 
 @lru_cache(maxsize=4)
 def _read_info(name: str, folder: Path) -> Dataset:
-    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-    return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
 
 
 @lru_cache(maxsize=4)
@@ -194,9 +197,19 @@ def federated_dataset(
 
 
 def _map_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    images: NDArray[np.uint8] = np.load(folder / f"{split}_images.npy", mmap_mode="r")
-    labels: NDArray[np.int64] = np.load(folder / f"{split}_labels.npy", mmap_mode="r")
+    try:
+        images: NDArray[np.uint8] = np.load(folder / f"{split}_images.npy", mmap_mode="r")
+        labels: NDArray[np.int64] = np.load(folder / f"{split}_labels.npy", mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, error) from error
     return images, labels
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"data cache {folder}: expected arrays and info.json, got {type(error).__name__}: {error}; "
+        f"delete the folder, and it is made again"
+    )
 
 
 def _select(

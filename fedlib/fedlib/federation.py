@@ -8,9 +8,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlib import messages
+from fedlib.console import say
 from fedlib.errors import FedlibError, ReplyError
 
 POLL_INTERVAL_S = 0.02
+IDENTIFY_TIMEOUT_S = 60.0  # an engine's first message waits for its processes to start
+REASON_LENGTH = 300
 _EXPIRED = (3, 4)
 """Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE, which its public API lacks."""
 
@@ -30,7 +33,7 @@ class Stage:
         bytes_sent: Size of the contents sent.
         bytes_received: Size of the contents received, refused ones included.
         seconds: From the first push to the last reply, or to the timeout.
-        problems: One line for each error, naming the node.
+        problems: One line for each error, and for each reply missed where all should come.
     """
 
     num_sent: int = 0
@@ -75,23 +78,27 @@ class Federation:
         """
         deadline = time.monotonic() + timeout_s
         asked: set[int] = set()
+        problems: list[str] = []
         while True:
             online = set(self.grid.get_node_ids())
             new = online - self.partitions.keys() - asked
             asked |= new
             remaining = deadline - time.monotonic()
             if new and remaining > 0:
-                self.ask(messages.IDENTIFY, new, RecordDict(), remaining, self._register)
+                timeout = min(remaining, IDENTIFY_TIMEOUT_S)
+                stage = self.ask(messages.IDENTIFY, new, RecordDict(), timeout, self._register)
+                problems += stage.problems
             present = [node_id for node_id in self.partitions if node_id in online]
-            if 0 < self.num_partitions <= len(present) or remaining <= 0:
-                break
-            if present and not wait_for_all:
+            complete = 0 < self.num_partitions <= len(online)  # all of them were asked by now
+            if complete or remaining <= 0 or (present and not wait_for_all):
                 break
             time.sleep(POLL_INTERVAL_S)
+        for problem in problems:
+            say(f"⚠️ roll call: {problem}")
         if not present:
             raise FedlibError(
-                f"no node answered within {timeout_s:g} s: start SuperNodes, "
-                f"or a simulation with num-supernodes above 0"
+                f"no node answered within {timeout_s:g} s: start SuperNodes, or a simulation with "
+                f"num-supernodes above 0" + "".join(f" ({problem})" for problem in problems[:1])
             )
         return sorted(present, key=lambda node_id: (self.partitions[node_id], node_id))
 
@@ -102,6 +109,8 @@ class Federation:
         content: RecordDict,
         timeout_s: float,
         accept: Accept,
+        *,
+        late_is_normal: bool = False,
     ) -> Stage:
         """Send each node the same content and hand on every reply as it arrives.
 
@@ -113,10 +122,12 @@ class Federation:
             content: What to send; it is serialised once, not once a node.
             timeout_s: How long to wait, in seconds; also the messages' time-to-live.
             accept: Takes each reply.
+            late_is_normal: Count replies that do not come in time, but do not name the nodes.
         """
         stage = Stage(num_sent=len(node_ids))
         start = time.monotonic()
         num_bytes = messages.count_bytes(content)
+        silent = set(node_ids)
         waiting: dict[str, int] = {}
         for node_id in node_ids:
             message = Message(content, node_id, message_type, ttl=timeout_s)
@@ -127,10 +138,18 @@ class Federation:
         while waiting and time.monotonic() - start < timeout_s:
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
-                self._take(reply, waiting.pop(reply.metadata.reply_to_message_id), accept, stage)
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None and self._take(reply, asked, accept, stage):
+                    silent.discard(asked)
             if waiting and not replies:
                 time.sleep(POLL_INTERVAL_S)
-        stage.num_missing = stage.num_sent - stage.num_received - stage.num_errors
+        stage.num_missing = len(silent)
+        if not late_is_normal:
+            stage.problems += [
+                f"{self.name(node_id)}: no reply within {timeout_s:g} s"
+                for node_id in node_ids
+                if node_id in silent
+            ]
         stage.seconds = time.monotonic() - start
         return stage
 
@@ -144,15 +163,20 @@ class Federation:
         self.partitions[node_id] = identity.partition_id
         self.num_partitions = identity.num_partitions
 
-    def _take(self, reply: Message, node_id: int, accept: Accept, stage: Stage) -> None:
+    def _take(self, reply: Message, node_id: int, accept: Accept, stage: Stage) -> bool:
+        """Count a reply; False if it is the SuperLink's own note that none came in time."""
         try:
             if reply.has_error():
                 if reply.metadata.src_node_id != node_id and reply.error.code in _EXPIRED:
-                    return  # the SuperLink's own note that nothing came: missing, not an error
+                    return False
                 raise ReplyError(reply.error.reason)
             stage.bytes_received += messages.count_bytes(reply.content)
             accept(node_id, reply.content)
             stage.num_received += 1
         except ReplyError as error:
             stage.num_errors += 1
-            stage.problems.append(f"{self.name(node_id)}: {' '.join(str(error).split())}")
+            reason = " ".join(str(error).split())
+            if len(reason) > REASON_LENGTH:
+                reason = reason[:REASON_LENGTH] + " …"
+            stage.problems.append(f"{self.name(node_id)}: {reason}")
+        return True

@@ -7,6 +7,7 @@ replies. No engine for production: nothing runs in parallel, nothing crosses a w
 import itertools
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 
 from flwr.app import Context, Error, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -67,6 +68,8 @@ class LocalGrid(Grid):
             message = self._waiting.pop(message_id, None)
             if message is not None:
                 reply = self._run(message)
+                if reply is None:  # the app broke the rule that a message gets a reply
+                    return []
                 expires_at = reply.metadata.created_at + reply.metadata.ttl
                 return [reply] if time.time() <= expires_at else []
         return []
@@ -83,7 +86,7 @@ class LocalGrid(Grid):
                 replies.extend(self.pull_messages([message_id]))
         return replies
 
-    def _run(self, message: Message) -> Message:
+    def _run(self, message: Message) -> Message | None:
         context = self.contexts[message.metadata.dst_node_id]
         try:
             return self.client_app(message, context)
@@ -111,7 +114,7 @@ class LocalGrid(Grid):
 
 
 def _with_id(message: Message, message_id: str) -> Message:
-    """Return the message with an id, as the SuperLink gives it one on arrival."""
+    """Return a copy of the message with an id, as the SuperLink gives it one on arrival."""
     old = message.metadata
     metadata = Metadata(
         run_id=old.run_id,
@@ -124,5 +127,5 @@ def _with_id(message: Message, message_id: str) -> Message:
         ttl=old.ttl,
         message_type=old.message_type,
     )
-    copy: Message = Message(content=message.content, metadata=metadata)  # type: ignore[call-overload]
+    copy: Message = Message(content=deepcopy(message.content), metadata=metadata)  # type: ignore[call-overload]
     return copy

@@ -15,6 +15,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -108,9 +109,18 @@ class RunDirectory:
         """
         now = datetime.now()
         parent = Path(config.output_dir).expanduser().absolute() / f"{now:%Y-%m-%d}"
-        directory = cls(_new_folder(parent, f"{now:%H-%M-%S}"), {"config": config.to_run_config()})
-        directory._write_json("run_config.json", directory.results["config"])
+        directory = cls(_new_folder(parent, f"{now:%H-%M-%S}"), {})
+        directory.set_config(config)
         return directory
+
+    def set_config(self, config: Config) -> None:
+        """Write run_config.json, and put the same into results.json when it is written next.
+
+        Raises:
+            RunDirectoryError: The directory cannot be written (any more).
+        """
+        self.results["config"] = config.to_run_config()
+        self._write_json("run_config.json", self.results["config"])
 
     def describe(self, dataset: str, num_partitions: int) -> None:
         """Write the first results.json: what the run is about, and no round yet.
@@ -179,12 +189,14 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, target)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
         reason = " ".join(str(error).split())
         raise RunDirectoryError(
             f"{target}: expected a writable folder with free space, got: {reason}; "
             f"choose another one with output-dir"
         ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _new_folder(parent: Path, name: str) -> Path:

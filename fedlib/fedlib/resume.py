@@ -11,8 +11,8 @@ from torch import Tensor
 from fedlib.aggregation import check_state
 from fedlib.config import Config, kebab
 from fedlib.errors import RunDirectoryError
-from fedlib.model import State
-from fedlib.results import SCHEMA_VERSION, RunDirectory
+from fedlib.model import State, state_hash
+from fedlib.results import SCHEMA_VERSION, Round, RunDirectory
 
 MAY_CHANGE = frozenset(
     {
@@ -37,34 +37,59 @@ class Resumed:
     server_round: int
 
 
-def resume(config: Config, dataset: str, num_partitions: int, reference: State) -> Resumed:
-    """Open ``config.resume_from`` to go on in it; rounds after its last model are dropped.
+def resume(run_directory: str, reference: State) -> Resumed:
+    """Open a stopped run's directory to go on in it; rounds after its last model are dropped.
 
     Args:
-        config: The config of the run that goes on.
-        dataset: Its data set's name.
-        num_partitions: How many partitions its nodes hold.
+        run_directory: ``resume-from``.
         reference: A model state of the right names, shapes and dtypes.
 
     Raises:
-        RunDirectoryError: A file is missing or damaged (it is left as it is), or the stopped run
-            had another config.
+        RunDirectoryError: A file is missing or damaged; it is left as it is.
     """
-    path = Path(config.resume_from).expanduser().absolute()
+    path = Path(run_directory).expanduser().absolute()
     results = _read_results(path / "results.json")
     model, server_round = _read_latest(path / "latest.pt", reference)
-    if len(results["rounds"]) < server_round:
+    rounds = results["rounds"][:server_round]
+    if len(rounds) < server_round or rounds[-1]["model_sha256"] != state_hash(model):
         raise RunDirectoryError(
-            f"{path}: expected results.json to hold the {server_round} rounds of latest.pt, "
-            f"got {len(results['rounds'])}; restore the file"
+            f"{path}: expected latest.pt to hold the model of round {server_round} of "
+            f"results.json, got another one; restore both files, or start anew without resume-from"
         )
-    now = {**config.to_run_config(), "data set": dataset, "nodes": num_partitions}
-    stopped = results["config"]
-    before = {**stopped, "data set": results["dataset"], "nodes": results["num_partitions"]}
-    _expect_same(path, before, now, config)
-    results["rounds"] = results["rounds"][:server_round]
-    results["config"] = config.to_run_config()
-    return Resumed(RunDirectory(path, results), model, server_round)
+    return Resumed(RunDirectory(path, {**results, "rounds": rounds}), model, server_round)
+
+
+def expect_same_run(
+    directory: RunDirectory, config: Config, dataset: str, num_partitions: int
+) -> None:
+    """Check that a stopped run may go on with a config, and write the config down.
+
+    Args:
+        directory: The stopped run's.
+        config: The config of the run that goes on.
+        dataset: Its data set's name.
+        num_partitions: How many partitions its nodes hold.
+
+    Raises:
+        RunDirectoryError: The stopped run had another config, data set or number of nodes.
+    """
+    results, now = directory.results, config.to_run_config()
+    free = set(MAY_CHANGE)
+    if config.learning_rate_schedule != "cosine":  # only the cosine looks at the run's length
+        free.add(kebab("num_server_rounds"))
+    pairs = {key: (results["config"].get(key), now[key]) for key in now if key not in free}
+    pairs["data set"] = (results["dataset"], dataset)
+    pairs["nodes"] = (results["num_partitions"], num_partitions)
+    changed = [
+        f"{key}: it had {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new
+    ]
+    if changed:
+        raise RunDirectoryError(
+            f"resume-from {directory.path}: expected the stopped run's config, "
+            f"got a change ({'; '.join(changed)}); set the old values, "
+            f"or start anew without resume-from"
+        )
+    directory.set_config(config)
 
 
 def _read_results(file: Path) -> dict[str, Any]:
@@ -72,7 +97,7 @@ def _read_results(file: Path) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
         if results["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {results['schema_version']}")
-        numbers = [record["server_round"] for record in results["rounds"]]
+        numbers = [Round(**record).server_round for record in results["rounds"]]
         if numbers != list(range(1, len(numbers) + 1)):
             raise ValueError(f"rounds {numbers}")
         _ = results["config"].items(), results["dataset"], results["num_partitions"]
@@ -89,23 +114,13 @@ def _read_latest(file: Path, reference: State) -> tuple[dict[str, Tensor], int]:
     try:
         latest = torch.load(file, weights_only=True, map_location="cpu")
         check_state(latest["model"], reference)
-        return latest["model"], int(latest["server_round"])
+        server_round = latest["server_round"]
+        if type(server_round) is not int or server_round < 1:
+            raise ValueError(f"round {server_round!r}")
+        return latest["model"], server_round
     except Exception as error:  # torch.load raises whatever its unpickler meets
         reason = " ".join(str(error).split())[:200]
         raise RunDirectoryError(
             f"{file}: expected the model of the last finished round, "
             f"got {type(error).__name__}: {reason}; start anew without resume-from"
         ) from error
-
-
-def _expect_same(path: Path, before: dict[str, Any], now: dict[str, Any], config: Config) -> None:
-    free = set(MAY_CHANGE)
-    if config.learning_rate_schedule != "cosine":  # only the cosine looks at the run's length
-        free.add(kebab("num_server_rounds"))
-    changed = [key for key in now if key not in free and before.get(key) != now[key]]
-    if changed:
-        pairs = "; ".join(f"{key}: it had {before.get(key)!r}, now {now[key]!r}" for key in changed)
-        raise RunDirectoryError(
-            f"resume-from {path}: expected the stopped run's config, got a change ({pairs}); "
-            f"set the old values, or start anew without resume-from"
-        )

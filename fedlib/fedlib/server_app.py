@@ -22,7 +22,7 @@ from fedlib.federation import Federation, Stage
 from fedlib.model import CNN, State, clone_state, state_hash
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
 from fedlib.results import Round, RunDirectory, finite, mean_and_std
-from fedlib.resume import resume
+from fedlib.resume import expect_same_run, resume
 from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
 from fedlib.training import Evaluation, Weighted, check_device, evaluate
@@ -93,24 +93,28 @@ def run(grid: Grid, config: Config) -> State:
 def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     """Check what can be checked before any training; return the model and the first round."""
     check_device(config.server_device)
-    directory = None if config.resume_from else RunDirectory.create(config)
-    say(f"💾 Results go to {directory.path if directory else config.resume_from}")
     dataset, reason = resolve_dataset(config.dataset)
     say(f"📦 Data set: {dataset} ({reason})")
+    model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
+    first_round = 1
+    if config.resume_from:
+        resumed = resume(config.resume_from, model)
+        directory, model, first_round = resumed.directory, resumed.model, resumed.server_round + 1
+    else:
+        directory = RunDirectory.create(config)
+    say(f"💾 Results go to {directory.path}")
     federation = Federation(grid)
     nodes = federation.roll_call(ROLL_CALL_TIMEOUT_S, wait_for_all=True)
     if len(nodes) < federation.num_partitions:
         say(f"⚠️ Only {len(nodes)} of {federation.num_partitions} nodes are there; going on.")
+    if config.resume_from:
+        expect_same_run(directory, config, dataset, federation.num_partitions)
+        say(f"⏩ Going on after round {first_round - 1}")
+    else:
+        directory.describe(dataset, federation.num_partitions)
     # After the roll call: a data set being drawn on all cores can keep an engine from starting.
     test = load_test(open_dataset(dataset))
-    model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
-    if directory is not None:
-        directory.describe(dataset, federation.num_partitions)
-        return Server(config, federation, dataset, test, directory), model, 1
-    resumed = resume(config, dataset, federation.num_partitions, model)
-    say(f"⏩ Going on after round {resumed.server_round}")
-    server = Server(config, federation, dataset, test, resumed.directory)
-    return server, resumed.model, resumed.server_round + 1
+    return Server(config, federation, dataset, test, directory), model, first_round
 
 
 def run_round(server: Server, model: State, server_round: int) -> tuple[State, Round]:
@@ -150,7 +154,7 @@ def run_round(server: Server, model: State, server_round: int) -> tuple[State, R
     with ThreadPoolExecutor(max_workers=1) as pool:
         central = pool.submit(evaluate_centrally, server, model, record)
         record.query = federation.ask(
-            messages.QUERY, nodes, request, config.query_timeout, note_opt_in
+            messages.QUERY, nodes, request, config.query_timeout, note_opt_in, late_is_normal=True
         )
         central.result()
     report_stage("📨", "QUERY", record.query)
@@ -209,14 +213,14 @@ def summarise(record: Round, losses: list[Weighted], evaluations: list[Evaluatio
     total = math.fsum(loss.sum for loss in losses)
     record.train_loss = finite(Weighted(total, sum(loss.weight for loss in losses)).mean)
     accuracies = mean_and_std(evaluation.accuracy for evaluation in evaluations)
-    losses_ = mean_and_std(evaluation.loss.mean for evaluation in evaluations)
+    means = mean_and_std(evaluation.loss.mean for evaluation in evaluations)
     record.federated_evaluate_accuracy, record.federated_evaluate_accuracy_std = accuracies
-    record.federated_evaluate_loss, record.federated_evaluate_loss_std = losses_
+    record.federated_evaluate_loss, record.federated_evaluate_loss_std = means
     if not evaluations:
         say("📊 Federated evaluation -> no node evaluated in this round")
         return
     say(
-        f"📊 Federated evaluation -> loss: {losses_[0]:.3f}±{losses_[1]:.3f} / "
+        f"📊 Federated evaluation -> loss: {means[0]:.3f}±{means[1]:.3f} / "
         f"accuracy: {accuracies[0]:.3f}±{accuracies[1]:.3f}"
     )
 

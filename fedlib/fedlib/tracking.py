@@ -93,7 +93,7 @@ def _start(directory: RunDirectory) -> WandbTracker | None:
             if mode == "offline":
                 raise
             say(f"⚠️ W&B is out of reach ({_line(error)}); going offline.")
-            run, mode = _init(directory, "offline"), "offline"
+            run, mode = _init(directory, "offline", id_suffix="-offline"), "offline"
         if mode == "offline":
             say(f"W&B is offline; to send the run later: wandb login, wandb sync {run.dir[:-6]}")
         return WandbTracker(run)
@@ -102,13 +102,17 @@ def _start(directory: RunDirectory) -> WandbTracker | None:
         return None
 
 
-def _init(directory: RunDirectory, mode: str) -> Any:
+def _init(directory: RunDirectory, mode: str, id_suffix: str = "") -> Any:
     import wandb
+
+    # From the directory's path, so that a resumed run goes on as the same one; another one after
+    # a failed start, because W&B takes the first for in use.
+    run_id = hashlib.sha256(str(directory.path).encode()).hexdigest()[:12] + id_suffix
 
     settings = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_S, console="off")
     return wandb.init(
         project=PROJECT,
-        id=hashlib.sha256(str(directory.path).encode()).hexdigest()[:12],
+        id=run_id,
         name=f"{directory.path.parent.name} {directory.path.name}",
         dir=directory.path,
         mode=mode,  # type: ignore[arg-type]

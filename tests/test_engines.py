@@ -1,0 +1,282 @@
+"""The real engines: the same numbers as a LocalGrid, and nothing that one node can stop."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedlib.client_app import OPT_IN_PROBABILITY, make_client_app
+from fedlib.config import Config
+from fedlib.local_grid import LocalGrid
+from fedlib.randomness import Stream, numpy_generator
+from fedlib.server_app import run
+
+NUM_NODES = 6
+FLWR = shutil.which("flwr", path=str(Path(sys.executable).parent))
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+SIMULATION = """
+import json, os, signal, sys
+from flwr.clientapp import ClientApp
+from flwr.simulation import run_simulation
+from fedlib.client_app import make_client_app
+from fedlib.config import Config
+from fedlib.server_app import make_server_app
+
+config = Config.from_run_config(json.loads(sys.argv[1]))
+
+class Killed(ClientApp):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __call__(self, message, context):
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 0:
+            if message.content["config"]["server-round"] == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(message, context)
+
+app = make_client_app(config)
+if sys.argv[2] == "killed":
+    app = Killed(app)
+resources = {"num_cpus": 1, "max_restarts": -1}  # a dead actor starts anew
+init_args = {"logging_level": "ERROR", "log_to_driver": False}
+backend_config = {"client_resources": resources, "init_args": init_args}
+run_simulation(make_server_app(config), app, 6, backend_config=backend_config)
+"""
+
+
+@dataclasses.dataclass
+class Done:
+    """A run that ended: its rounds, and what it wrote on both streams."""
+
+    rounds: list[dict[str, Any]]
+    output: str
+
+
+@pytest.fixture
+def config(small_config: Config) -> Config:
+    """Two rounds; a generous timeout, because an engine's first messages are slow."""
+    return dataclasses.replace(small_config, query_timeout=30.0)
+
+
+def read_rounds(config: Config) -> list[dict[str, Any]]:
+    [file] = Path(config.output_dir).glob("*/*/results.json")
+    rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"]
+    for record in rounds:
+        for name in ("train", "query", "evaluate"):
+            stage = record[name]
+            answered = stage["num_received"] + stage["num_errors"] + stage["num_missing"]
+            assert stage["num_sent"] == answered, (name, stage)
+    return list(rounds)
+
+
+def simulate(config: Config, mode: str = "") -> Done:
+    """Run Flower's simulation in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIMULATION, json.dumps(config.to_run_config()), mode],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return Done(read_rounds(config), done.stdout)
+
+
+def expect_same_numbers(rounds: list[dict[str, Any]], config: Config, tmp_path: Path) -> None:
+    """Compare with a LocalGrid: everything but times, bytes and what goes with node ids."""
+    local = dataclasses.replace(config, output_dir=str(tmp_path / "local"))
+    run(LocalGrid(make_client_app(local), NUM_NODES), local)
+    expected = read_rounds(local)
+    assert len(rounds) == len(expected) == config.num_server_rounds
+    assert [r["model_sha256"] for r in rounds] == [r["model_sha256"] for r in expected]
+    for ours, theirs in zip(rounds, expected, strict=True):
+        for key in theirs:
+            if key.startswith(("centralized_acc", "centralized_loss", "federated", "train_loss")):
+                assert ours[key] == theirs[key], key
+        for name in ("train", "query", "evaluate"):
+            assert ours[name]["num_received"] == theirs[name]["num_received"] > 0
+            assert ours[name]["problems"] == []
+            assert ours[name]["bytes_sent"] == theirs[name]["bytes_sent"]
+
+
+def test_a_simulation_gives_the_same_bits_as_a_local_grid(config: Config, tmp_path: Path) -> None:
+    done = simulate(config)
+    expect_same_numbers(done.rounds, config, tmp_path)
+    assert "🏁 Finished" in done.output
+    assert "Traceback" not in done.output and "ERROR" not in done.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+def test_a_client_process_that_is_killed_costs_its_replies_and_not_the_run(config: Config) -> None:
+    config = dataclasses.replace(config, num_server_rounds=3, fraction_clients_train=1.0)
+    done = simulate(config, "killed")
+    first, _, last = done.rounds
+    assert first["train"]["num_received"] < NUM_NODES
+    assert any("(partition 0)" in problem for problem in first["train"]["problems"])
+    assert first["centralized_accuracy"] is not None
+    # The process was replaced: all nodes train again.
+    assert last["train"]["num_received"] == NUM_NODES
+    assert last["query"]["num_received"] == NUM_NODES
+    assert len({record["model_sha256"] for record in done.rounds}) == 3
+
+
+def on_time(seed: int, server_round: int, max_delay: float, within: float) -> int:
+    """Count the nodes that opt in early, as their generators have it."""
+    count = 0
+    for partition_id in range(NUM_NODES):
+        rng = numpy_generator(seed, server_round, partition_id, Stream.QUERY)
+        count += bool(rng.random() < OPT_IN_PROBABILITY) and rng.random() * max_delay < within
+    return count
+
+
+def test_late_nodes_do_not_hold_up_what_comes_after_query(config: Config) -> None:
+    """Nodes would take up to 60 s to answer; the server waits 5 s, and goes on at once."""
+    seed = next(
+        seed
+        for seed in range(100_000)
+        if all(on_time(seed, server_round, 60.0, 1.0) for server_round in (1, 2))
+    )
+    config = dataclasses.replace(config, seed=seed, query_max_delay=60.0, query_timeout=5.0)
+    done = simulate(config)
+    num_missing = 0
+    for record in done.rounds:
+        assert record["query"]["num_errors"] == 0
+        assert record["evaluate"]["num_received"] == record["num_opted_in"] > 0
+        assert record["query"]["seconds"] < 10
+        assert record["evaluate"]["seconds"] < 20  # two actors that slept would need a minute
+        num_missing += record["query"]["num_missing"]
+    assert num_missing >= NUM_NODES
+    assert "TTL" not in done.output
+    assert "ERROR" not in done.output
+
+
+# --- flwr run ----------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that have a variable in their environment, but not this one."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is somebody else's
+            continue
+        if variable.encode() in environment and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def stop(variable: str) -> list[int]:
+    """End those processes, politely at first; return those that are left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 15
+        for process_id in processes_with(variable):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
+        while processes_with(variable) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    return processes_with(variable)
+
+
+@pytest.fixture
+def flower_home(tmp_path: Path) -> Iterator[Path]:
+    """A folder for the CLI; the SuperLink that it starts in the background ends with the test."""
+    home = tmp_path / "flower"
+    try:
+        yield home
+    finally:
+        assert stop(f"FLWR_HOME={home}") == []
+
+
+def as_toml(config: Config) -> str:
+    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.to_run_config().items())
+
+
+def flwr_run(app_folder: Path, run_config: str, environment: dict[str, str]) -> str:
+    federation = f"num-supernodes={NUM_NODES} client-resources-num-cpus=1"
+    assert FLWR is not None
+    command = [FLWR, "run", str(app_folder), "--stream"]
+    command += ["--federation-config", federation, "--run-config", run_config]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        env=os.environ | environment,
+        cwd=app_folder.parent,
+        timeout=240,
+        check=False,
+    )
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.fixture
+def app_folder(tmp_path: Path) -> Path:
+    """A copy of the app's folder, in which nobody else is at work."""
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    return Path(shutil.copytree(REPOSITORY / "fedlib", tmp_path / "app", ignore=ignore))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
+@pytest.mark.skipif(FLWR is None, reason="the flwr command is not beside this Python")
+def test_flwr_run_gives_the_same_bits_and_says_a_wrong_value_in_one_line(
+    config: Config, tmp_path: Path, app_folder: Path, flower_home: Path
+) -> None:
+    environment = {
+        "FLWR_HOME": str(flower_home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    before = digests(app_folder)
+
+    output = flwr_run(app_folder, as_toml(config), environment)
+    assert "🏁 Finished" in output, output
+    assert "Traceback" not in output and "ERROR" not in output, output
+    expect_same_numbers(read_rounds(config), config, tmp_path)
+
+    wrong = dataclasses.replace(config, output_dir=str(tmp_path / "never"))
+    spoiled = as_toml(wrong).replace("local-epochs=1", "local-epochs=0")
+    output = flwr_run(app_folder, spoiled, environment)
+    lines = [line for line in output.splitlines() if "❌" in line]
+    assert len(lines) == 1, output
+    assert re.search("local-epochs: expected a whole number, 1 or more, got 0", lines[0])
+    assert "Traceback" not in output
+    assert not Path(wrong.output_dir).exists()
+
+    assert processes_with(f"FLWR_HOME={flower_home}")  # or the fixture would end nothing
+    assert stop(f"FLWR_HOME={flower_home}") == []
+    assert digests(app_folder) == before  # the CLI may rewrite pyproject.toml
