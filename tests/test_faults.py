@@ -83,7 +83,7 @@ class Faulty(ClientApp):
         self.seen: list[tuple[str, int]] = []
 
     def __call__(self, message: Message, context: Context) -> Message:
-        verb, partition = message.metadata.message_type, context.node_config.get("partition-id")
+        verb, partition = message.metadata.message_type, context.node_config.get("partition-id", -1)
         self.seen.append((verb, int(partition)))
         reply = self.inner(message, context)
         if verb == self.verb and partition in self.partitions and self.spoil:

@@ -23,7 +23,7 @@ from fedlib.config import Config
 from fedlib.errors import RunDirectoryError
 from fedlib.local_grid import LocalGrid
 from fedlib.model import CNN, state_hash
-from fedlib.resume import MAY_CHANGE, resume
+from fedlib.resume import MAY_CHANGE, expect_same_run, resume
 from fedlib.server_app import run
 
 NUM_NODES = 4
@@ -445,7 +445,8 @@ def test_what_does_not_decide_the_rounds_may_change(
 ) -> None:
     config = dataclasses.replace(stopped, **changes)
     reference = CNN(torch.Generator()).state_dict()
-    resumed = resume(config, stopped.dataset, NUM_NODES, reference)
+    resumed = resume(config.resume_from, reference)
+    expect_same_run(resumed.directory, config, stopped.dataset, NUM_NODES)
     assert resumed.server_round == 2
     assert resumed.directory.path == Path(stopped.resume_from)
     expected = read(resumed.directory.path)["rounds"][1]["model_sha256"]
