@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def pytest_sessionfinish() -> None:
     import shutil
 
     shutil.rmtree(_SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _our_warnings_are_errors() -> None:
+    warnings.filterwarnings("error", module=r"fedlib(\..*)?$")
 
 
 @pytest.fixture(scope="session")
