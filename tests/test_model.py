@@ -19,7 +19,8 @@ def test_number_of_parameters_by_hand() -> None:
     convolutions = (25 + 1) * 16 + (16 * 25 + 1) * 32
     linear = (512 + 1) * 128 + (128 + 1) * 10
     num_parameters = sum(parameter.numel() for parameter in CNN(generator()).parameters())
-    assert num_parameters == convolutions + linear == 80_202
+    norms = 2 * 16 + 2 * 32  # a scale and a shift for each channel
+    assert num_parameters == convolutions + norms + linear == 80_298
 
 
 def test_all_parameters_are_trainable_float32_on_the_cpu() -> None:
@@ -40,7 +41,8 @@ def test_images_map_to_ten_finite_logits(num_images: int) -> None:
 def test_forward_pass_equals_a_sequential_of_layers() -> None:
     model = CNN(generator(3))
     layers = nn.Sequential(
-        model.conv1, nn.ReLU(), nn.MaxPool2d(2), model.conv2, nn.ReLU(), nn.MaxPool2d(2),
+        model.conv1, nn.MaxPool2d(2), nn.ReLU(), model.norm1,
+        model.conv2, nn.MaxPool2d(2), nn.ReLU(), model.norm2,
         nn.Flatten(), model.fc1, nn.ReLU(), model.fc2,
     )  # fmt: skip
     images = torch.randn(5, 1, 28, 28, generator=generator(4))
@@ -56,7 +58,15 @@ def test_same_seed_same_bits_and_other_seed_other_bits() -> None:
     first, again, other = (clone_state(CNN(generator(seed))) for seed in (7, 7, 8))
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name])
-        assert not torch.equal(tensor, other[name])
+        if not name.startswith("norm"):  # those start at one and zero, whatever the seed
+            assert not torch.equal(tensor, other[name])
+
+
+def test_a_group_is_normalised_within_one_image() -> None:
+    images = torch.randn(2, 16, 12, 12, generator=generator(5))
+    groups = CNN(generator()).norm1(images).reshape(2, 4, -1)
+    torch.testing.assert_close(groups.mean(-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(groups.var(-1, correction=0), torch.ones(2, 4), atol=1e-3, rtol=0)
 
 
 def test_construction_leaves_the_global_generator_alone() -> None:
