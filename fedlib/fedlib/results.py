@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -217,5 +217,8 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("fedlib", "flwr", "flwr-datasets", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    versions = {"python": platform.python_version()}
+    for name in ("fedlib", "flwr", "flwr-datasets", "torch", "numpy"):
+        with suppress(PackageNotFoundError):  # flwr run needs no installed fedlib
+            versions[name] = version(name)
+    return versions
