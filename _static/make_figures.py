@@ -4,9 +4,11 @@ Without a run directory: the partitions and the learning-rate schedules (which r
 for each, without an engine, so it takes a few minutes). With one: that run's metrics as well.
 """
 
+import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -51,8 +53,13 @@ def draw_schedules() -> None:
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
         ends = {}
+        with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+            jobs = {
+                schedule: [pool.submit(_accuracies, schedule, seed) for seed in SEEDS]
+                for schedule in SCHEDULES
+            }
         for schedule in SCHEDULES:
-            curves = [_accuracies(schedule, seed) for seed in SEEDS]
+            curves = [job.result() for job in jobs[schedule]]
             means = [100 * sum(values) / len(values) for values in zip(*curves, strict=True)]
             ends[schedule] = means[-1]
             rounds = range(1, len(means) + 1)
@@ -65,8 +72,8 @@ def draw_schedules() -> None:
             print(schedule, [f"{curve[-1]:.4f}" for curve in curves])
         left.set(title="Learning rate", xlabel="round", ylabel="learning rate", ylim=(0, None))
         best = max(ends, key=lambda name: ends[name])
-        right.set(title=f"Best after 10 rounds: {best}", xlabel="round")
-        right.set_ylabel("central accuracy (%), mean and range of 3 seeds")
+        right.set(title=f"{best.capitalize()} ends best (mean, range of 3 seeds)", xlabel="round")
+        right.set_ylabel("central accuracy (%)")
         left.legend()
         right.legend(loc="lower right")
         figure.savefig(HERE / "learning_rate_schedules.png", dpi=110)

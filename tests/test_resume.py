@@ -59,6 +59,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config(folder: Path, output_dir: Path, **values: Any) -> Config:
     settings: dict[str, Any] = {
         "num_server_rounds": NUM_ROUNDS,
+        "learning_rate_schedule": "cosine",
         "fraction_clients_train": 0.5,
         "dataset": str(folder),
         "query_max_delay": 0.0,

@@ -58,8 +58,8 @@ def test_cosine_ends_with_the_fraction_asked_for() -> None:
     assert rates("cosine", 9, final_fraction=0.0)[-1] == pytest.approx(0.0, abs=1e-15)
 
 
-def test_cosine_is_the_default() -> None:
-    assert learning_rate(4, 7, initial=0.8) == rates("cosine", 7)[3]
+def test_exponential_is_the_default() -> None:
+    assert learning_rate(4, 7, initial=0.8) == rates("exponential", 7)[3]
 
 
 def test_only_cosine_looks_at_the_length_of_the_run() -> None:

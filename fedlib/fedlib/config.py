@@ -55,7 +55,7 @@ class Config:
     batch_size: int = _count(32)
     learning_rate: float = _option(0.05, "a number above 0 and at most 10", lambda v: 0 < v <= 10)
     learning_rate_schedule: str = _option(
-        "cosine", f"one of {', '.join(SCHEDULES)}", lambda v: v in SCHEDULES
+        "exponential", f"one of {', '.join(SCHEDULES)}", lambda v: v in SCHEDULES
     )
     learning_rate_decay: float = _option(
         0.5, "a number above 0 and at most 1", lambda v: 0 < v <= 1

@@ -15,7 +15,7 @@ def learning_rate(
     num_server_rounds: int,
     *,
     initial: float,
-    schedule: str = "cosine",
+    schedule: str = "exponential",
     decay: float = 0.5,
     step_size: int = 5,
     final_fraction: float = 0.1,
