@@ -32,14 +32,15 @@ $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	@touch $@
 
-# flwr run exits with 0 even when the run fails: the newest run's status tells.
+# flwr run exits with 0 even when the run fails: the newest run's status tells. Ctrl-C ends only
+# its log, so the SuperLink, and with it the training, is stopped however this ends.
 run: setup
-	@PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
+	@trap 'exit 130' INT; trap '$(MAKE) --no-print-directory stop' EXIT; \
+	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
 	flwr run fedlib --stream \
 	  --federation-config "num-supernodes=$(NODES) client-resources-num-cpus=1" \
 	  --run-config "output-dir='$(CURDIR)/outputs'" --run-config "$(CONFIG)" && \
-	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed; \
-	status=$$?; $(MAKE) --no-print-directory stop; exit $$status
+	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed
 
 # flwr run leaves a SuperLink in the background; [f] keeps pkill from finding its own command line.
 stop:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from fedlib.aggregation import FedAvg, check_state
+from fedlib.aggregation import FedAvg
 from fedlib.errors import ReplyError
 from fedlib.local_grid import LocalGrid
+from fedlib.model import check_state
 
 Replies = list[tuple[dict[str, Tensor], int]]
 

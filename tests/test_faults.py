@@ -638,3 +638,43 @@ def test_when_there_is_space_again_no_round_is_lost(config: Config) -> None:
     assert [record["server_round"] for record in read_rounds(config)] == [1, 2, 3]
     [folder] = Path(config.output_dir).glob("*/*")
     assert torch.load(folder / "latest.pt", weights_only=True)["server_round"] == 3
+
+
+def test_a_training_set_that_cannot_fill_the_partitions_is_refused_before_any_training(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="use fewer nodes or a larger dirichlet-alpha"):
+        run(LocalGrid(make_client_app(config), 500), config)
+    assert "Starting round" not in capsys.readouterr().out
+
+
+def test_two_nodes_with_one_partition_are_reported(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = LocalGrid(make_client_app(config), NUM_NODES)
+    grid.contexts[3].node_config = {"partition-id": 0, "num-partitions": NUM_NODES}
+    run(grid, config)
+    assert "partition 0 is held by another node too" in capsys.readouterr().out
+
+
+def test_a_node_that_counts_other_partitions_is_left_out(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = LocalGrid(make_client_app(config), NUM_NODES)
+    grid.contexts[5].node_config = {"partition-id": 3, "num-partitions": 50}
+    run(grid, config)
+    log = capsys.readouterr().out
+    assert f"num-partitions: expected {NUM_NODES} as of the nodes before it, got 50" in log
+    assert f"Only {NUM_NODES - 1} of {NUM_NODES} nodes are there" in log
+
+
+def test_every_node_can_answer_the_query_however_long_the_pushing_takes(config: Config) -> None:
+    class SlowToPush(LocalGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            time.sleep(0.1)
+            return super().push_messages(messages)
+
+    config = dataclasses.replace(config, query_timeout=0.3)
+    run(SlowToPush(make_client_app(config), NUM_NODES), config)
+    [record] = read_rounds(config)
+    assert record["query"]["num_received"] >= 1

@@ -7,17 +7,14 @@ weighted by their numbers of examples.
 Replies arrive in another order in every run, and floating-point addition depends on the order.
 So the sum is kept in two float64 tensors, the second holding what rounding cut off the first
 (Knuth's two-sum, TAOCP vol. 2, 4.2.2). The order then changes the sum by about one part in
-2^100 of the largest term, and the float32 model that comes out is the same, bit for bit, unless
-terms 2^75 times larger than the result cancel each other, which no model's weights do.
+2^100 of the largest term, so in practice the float32 model that comes out is the same, bit for bit.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from fedlib.errors import ReplyError
-from fedlib.model import State
+from fedlib.model import State, check_state
 
 
 class FedAvg:
@@ -79,35 +76,3 @@ class FedAvg:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.is_floating_point() else torch.int64
-
-
-def check_state(state: Mapping[str, Tensor], reference: State) -> None:
-    """Check that a state can stand in for the reference.
-
-    Raises:
-        ReplyError: A name is missing or unknown, a shape or dtype differs, or a value is NaN or
-            infinite; the text names the tensor, what was expected and what came.
-    """
-    for problem, names in (
-        ("missing", reference.keys() - state.keys()),
-        ("unknown", state.keys() - reference.keys()),
-    ):
-        if names:
-            expected = f"expected the {len(reference)} names of the global model"
-            raise ReplyError(f"model state: {expected}, {problem}: {', '.join(sorted(names))}")
-    for name, tensor in state.items():
-        wanted = reference[name]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise ReplyError(
-                f"model state: {name}: expected {_describe(wanted)}, got {_describe(tensor)}"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            num_bad = int((~torch.isfinite(tensor)).sum())
-            raise ReplyError(
-                f"model state: {name}: expected finite values, "
-                f"got {num_bad} of {tensor.numel()} NaN or infinite"
-            )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -9,11 +9,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlib import messages
-from fedlib.aggregation import check_state
 from fedlib.config import Config
 from fedlib.data import Partition, load_partition, open_dataset
 from fedlib.errors import DataError, FedlibError, TooLateError
-from fedlib.model import CNN, State
+from fedlib.model import CNN, State, check_state
 from fedlib.randomness import Stream, numpy_generator, torch_generator
 from fedlib.training import evaluate, single_thread, train
 
@@ -164,7 +163,7 @@ def _identity(context: Context) -> messages.Identity:
     partition_id, num_partitions = (context.node_config.get(key) for key in wanted)
     if type(partition_id) is not int or type(num_partitions) is not int:
         raise DataError(
-            f"node {context.node_id}: expected a node config with {' and '.join(wanted)}, "
+            f"expected a node config with {' and '.join(wanted)}, "
             f"got {dict(context.node_config)}; start the SuperNode with "
             f'--node-config "partition-id=0 num-partitions=50"'
         )

@@ -10,7 +10,9 @@ to ``make_server_app`` and ``make_client_app``.)
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from fedlib.errors import ConfigError
@@ -121,6 +123,13 @@ class Config:
 def kebab(name: str) -> str:
     """Return a field's name as ``--run-config`` spells it."""
     return name.replace("_", "-")
+
+
+def absolute(path: str) -> Path:
+    """Return an absolute path, ``~`` expanded where there is such a home."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser().absolute()
+    return Path(path).absolute()
 
 
 def _check(name: str, wanted: Any, metadata: Mapping[str, Any], value: Any) -> None:

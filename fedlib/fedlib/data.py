@@ -174,7 +174,10 @@ def partition_indices(
         folder,
         lambda target: prepare.partition(dataset.folder, num_partitions, alpha, seed, target),
     )
-    indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
+    try:
+        indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(folder, error) from error
     return tuple(np.split(indices, offsets[1:-1]))
 
 
@@ -200,7 +203,7 @@ def _map_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np
     try:
         images: NDArray[np.uint8] = np.load(folder / f"{split}_images.npy", mmap_mode="r")
         labels: NDArray[np.int64] = np.load(folder / f"{split}_labels.npy", mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise _damaged(folder, error) from error
     return images, labels
 

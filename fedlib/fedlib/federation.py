@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from fedlib import messages
 from fedlib.console import say
 from fedlib.errors import FedlibError, ReplyError
+from fedlib.results import Stage
 
 POLL_INTERVAL_S = 0.02
 IDENTIFY_TIMEOUT_S = 60.0  # an engine's first message waits for its processes to start
@@ -19,31 +20,6 @@ _EXPIRED = (3, 4)
 
 Accept = Callable[[int, RecordDict], None]
 """Takes a node id and the content of its reply; raises ``ReplyError`` to refuse it."""
-
-
-@dataclass
-class Stage:
-    """What a stage came to: ``num_sent = num_received + num_errors + num_missing``.
-
-    Attributes:
-        num_sent: Messages that the server meant to send.
-        num_received: Replies that came in time and were accepted.
-        num_errors: Replies that carried an error, or were refused.
-        num_missing: Messages without any reply in time.
-        bytes_sent: Size of the contents sent.
-        bytes_received: Size of the contents received, refused ones included.
-        seconds: From the first push to the last reply, or to the timeout.
-        problems: One line for each error, and for each reply missed where all should come.
-    """
-
-    num_sent: int = 0
-    num_received: int = 0
-    num_errors: int = 0
-    num_missing: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -87,14 +63,14 @@ class Federation:
             if new and remaining > 0:
                 timeout = min(remaining, IDENTIFY_TIMEOUT_S)
                 stage = self.ask(messages.IDENTIFY, new, RecordDict(), timeout, self._register)
+                for problem in stage.problems:
+                    say(f"⚠️ roll call: {problem}")
                 problems += stage.problems
             present = [node_id for node_id in self.partitions if node_id in online]
             complete = 0 < self.num_partitions <= len(online)  # all of them were asked by now
             if complete or remaining <= 0 or (present and not wait_for_all):
                 break
             time.sleep(POLL_INTERVAL_S)
-        for problem in problems:
-            say(f"⚠️ roll call: {problem}")
         if not present:
             raise FedlibError(
                 f"no node answered within {timeout_s:g} s: start SuperNodes, or a simulation with "
@@ -135,7 +111,8 @@ class Federation:
             for message_id in self.grid.push_messages([message]):
                 waiting[message_id] = node_id
                 stage.bytes_sent += num_bytes
-        while waiting and time.monotonic() - start < timeout_s:
+        deadline = time.monotonic() + timeout_s  # from now: pushing to many takes its time
+        while waiting and time.monotonic() < deadline:
             replies = list(self.grid.pull_messages(list(waiting)))
             for reply in replies:
                 asked = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -160,6 +137,13 @@ class Federation:
 
     def _register(self, node_id: int, content: RecordDict) -> None:
         identity = messages.decode_identity(content)
+        if self.partitions and identity.num_partitions != self.num_partitions:
+            raise ReplyError(
+                f"num-partitions: expected {self.num_partitions} as of the nodes before it, "
+                f"got {identity.num_partitions}; give all nodes the same"
+            )
+        if identity.partition_id in self.partitions.values():
+            say(f"⚠️ roll call: partition {identity.partition_id} is held by another node too.")
         self.partitions[node_id] = identity.partition_id
         self.num_partitions = identity.num_partitions
 

@@ -1,7 +1,8 @@
-"""LocalGrid: a Grid in forty lines, for tests and for seeing what a Grid is.
+"""LocalGrid: a small Grid, for tests and for seeing what a Grid is.
 
 It runs a real ClientApp in this process, one message at a time, when the server asks for
-replies. No engine for production: nothing runs in parallel, nothing crosses a wire.
+replies. No engine for production: nothing runs in parallel, nothing crosses a wire. Since the
+nodes take turns, give it ``query_max_delay=0``: else those asked first use up the QUERY's time.
 """
 
 import itertools

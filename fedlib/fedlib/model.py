@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedlib.errors import ReplyError
+
 State = Mapping[str, Tensor]
 """A model's parameters and buffers by name, as ``nn.Module.state_dict()`` gives them."""
 
@@ -65,3 +67,35 @@ def state_hash(state: State) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_state(state: Mapping[str, Tensor], reference: State) -> None:
+    """Check that a state can stand in for the reference.
+
+    Raises:
+        ReplyError: A name is missing or unknown, a shape or dtype differs, or a value is NaN or
+            infinite; the text names the tensor, what was expected and what came.
+    """
+    for problem, names in (
+        ("missing", reference.keys() - state.keys()),
+        ("unknown", state.keys() - reference.keys()),
+    ):
+        if names:
+            expected = f"expected the {len(reference)} names of the global model"
+            raise ReplyError(f"model state: {expected}, {problem}: {', '.join(sorted(names))}")
+    for name, tensor in state.items():
+        wanted = reference[name]
+        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
+            raise ReplyError(
+                f"model state: {name}: expected {_describe(wanted)}, got {_describe(tensor)}"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            num_bad = int((~torch.isfinite(tensor)).sum())
+            raise ReplyError(
+                f"model state: {name}: expected finite values, "
+                f"got {num_bad} of {tensor.numel()} NaN or infinite"
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

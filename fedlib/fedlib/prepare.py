@@ -29,7 +29,8 @@ SHUFFLE_SEED = 42
 
 def cache_root() -> Path:
     """Return the folder that holds all prepared data."""
-    return Path(os.environ.get("FEDLIB_CACHE_DIR") or Path.home() / ".cache" / "fedlib")
+    chosen = os.environ.get("FEDLIB_CACHE_DIR")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "fedlib"
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

@@ -24,12 +24,36 @@ from typing import Any
 
 import torch
 
-from fedlib.config import Config
+from fedlib.config import Config, absolute
 from fedlib.errors import RunDirectoryError
-from fedlib.federation import Stage
 from fedlib.model import State
 
 SCHEMA_VERSION = 1
+
+
+@dataclass
+class Stage:
+    """What a stage came to: ``num_sent = num_received + num_errors + num_missing``.
+
+    Attributes:
+        num_sent: Messages that the server meant to send.
+        num_received: Replies that came in time and were accepted.
+        num_errors: Replies that carried an error, or were refused.
+        num_missing: Messages without any reply in time.
+        bytes_sent: Size of the contents sent.
+        bytes_received: Size of the contents received, refused ones included.
+        seconds: From the first push to the last reply, or to the timeout.
+        problems: One line for each error, and for each reply missed where all should come.
+    """
+
+    num_sent: int = 0
+    num_received: int = 0
+    num_errors: int = 0
+    num_missing: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -108,7 +132,7 @@ class RunDirectory:
             RunDirectoryError: It cannot be written.
         """
         now = datetime.now()
-        parent = Path(config.output_dir).expanduser().absolute() / f"{now:%Y-%m-%d}"
+        parent = absolute(config.output_dir) / f"{now:%Y-%m-%d}"
         directory = cls(_new_folder(parent, f"{now:%H-%M-%S}"), {})
         directory.set_config(config)
         return directory

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlib.aggregation import check_state
-from fedlib.config import Config, kebab
+from fedlib.config import Config, absolute
 from fedlib.errors import RunDirectoryError
-from fedlib.model import State, state_hash
+from fedlib.model import State, check_state, state_hash
 from fedlib.results import SCHEMA_VERSION, Round, RunDirectory
 
 MAY_CHANGE = frozenset(
@@ -47,7 +46,7 @@ def resume(run_directory: str, reference: State) -> Resumed:
     Raises:
         RunDirectoryError: A file is missing or damaged; it is left as it is.
     """
-    path = Path(run_directory).expanduser().absolute()
+    path = absolute(run_directory)
     results = _read_results(path / "results.json")
     model, server_round = _read_latest(path / "latest.pt", reference)
     rounds = results["rounds"][:server_round]
@@ -76,7 +75,7 @@ def expect_same_run(
     results, now = directory.results, config.to_run_config()
     free = set(MAY_CHANGE)
     if config.learning_rate_schedule != "cosine":  # only the cosine looks at the run's length
-        free.add(kebab("num_server_rounds"))
+        free.add("num-server-rounds")
     pairs = {key: (results["config"].get(key), now[key]) for key in now if key not in free}
     pairs["data set"] = (results["dataset"], dataset)
     pairs["nodes"] = (results["num_partitions"], num_partitions)

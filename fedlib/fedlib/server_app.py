@@ -16,12 +16,12 @@ from fedlib import messages
 from fedlib.aggregation import FedAvg
 from fedlib.config import Config
 from fedlib.console import say, tidy_flower_log
-from fedlib.data import Split, load_test, open_dataset
+from fedlib.data import Split, load_test, open_dataset, partition_indices
 from fedlib.errors import FedlibError, RunDirectoryError
-from fedlib.federation import Federation, Stage
+from fedlib.federation import Federation
 from fedlib.model import CNN, State, clone_state, state_hash
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
-from fedlib.results import Round, RunDirectory, finite, mean_and_std
+from fedlib.results import Round, RunDirectory, Stage, finite, mean_and_std
 from fedlib.resume import expect_same_run, resume
 from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
@@ -113,8 +113,10 @@ def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     else:
         directory.describe(dataset, federation.num_partitions)
     # After the roll call: a data set being drawn on all cores can keep an engine from starting.
-    test = load_test(open_dataset(dataset))
-    return Server(config, federation, dataset, test, directory), model, first_round
+    prepared = open_dataset(dataset)
+    partition_indices(prepared, federation.num_partitions, config.dirichlet_alpha, config.seed)
+    server = Server(config, federation, dataset, load_test(prepared), directory)
+    return server, model, first_round
 
 
 def run_round(server: Server, model: State, server_round: int) -> tuple[State, Round]:

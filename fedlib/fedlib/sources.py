@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from fedlib import drawing, garments
@@ -64,16 +65,19 @@ def find_source(name: str) -> Source:
     if name == "fashion-mnist":
         return Source(name, _fashion_mnist_folder(), _hub_path)
     if name == "garments":
-        # Another drawing is another data set.
-        code = b"".join(Path(str(m.__file__)).read_bytes() for m in (drawing, garments))
-        folder = cache_root() / f"garments-{hashlib.sha256(code).hexdigest()[:8]}"
+        folder = cache_root() / f"garments-{_garments_digest()}"
         return Source(name, folder / "arrays", lambda: _garments_path(folder / "parquet"))
     try:
-        folder = Path(name).expanduser().absolute()
+        folder = Path(name).expanduser().resolve()
         is_folder = folder.is_dir()
         files = sorted(folder.rglob("*.parquet")) if is_folder else []
     except (OSError, RuntimeError):  # a name too long, a home of nobody
         is_folder, files = False, []
+    if any(character in name for character in "*["):
+        raise DataError(
+            f"dataset: expected a folder without * and [ in its path, which the datasets library "
+            f"takes for a pattern, got {name!r}; rename it"
+        )
     if not files:
         came = "a folder without .parquet files" if is_folder else "no such folder"
         raise DataError(
@@ -83,6 +87,13 @@ def find_source(name: str) -> Source:
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
     return Source(str(folder), cache_root() / f"folder-{digest}", lambda: str(folder))
+
+
+@lru_cache(maxsize=1)
+def _garments_digest() -> str:
+    """Name the drawing by its code: another drawing is another data set."""
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (drawing, garments))
+    return hashlib.sha256(code).hexdigest()[:8]
 
 
 def _fashion_mnist_folder() -> Path:

@@ -5,8 +5,10 @@ It never asks a question, never stops the training, and is not imported with ``u
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from fedlib.console import say
@@ -14,6 +16,7 @@ from fedlib.results import Round, RunDirectory
 
 PROJECT = "fedlib"
 INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 60.0
 METRICS = (
     "centralized_accuracy",
     "centralized_loss",
@@ -95,7 +98,8 @@ def _start(directory: RunDirectory) -> WandbTracker | None:
             say(f"⚠️ W&B is out of reach ({_line(error)}); going offline.")
             run, mode = _init(directory, "offline", id_suffix="-offline"), "offline"
         if mode == "offline":
-            say(f"W&B is offline; to send the run later: wandb login, wandb sync {run.dir[:-6]}")
+            folder = shlex.quote(str(Path(run.dir).parent))
+            say(f"W&B is offline; to send the run later: wandb login, wandb sync {folder}")
         return WandbTracker(run)
     except Exception as error:
         say(f"⚠️ W&B did not start ({_line(error)}); the run goes on without it.")
@@ -109,7 +113,12 @@ def _init(directory: RunDirectory, mode: str, id_suffix: str = "") -> Any:
     # a failed start, because W&B takes the first for in use.
     run_id = hashlib.sha256(str(directory.path).encode()).hexdigest()[:12] + id_suffix
 
-    settings = wandb.Settings(silent=True, init_timeout=INIT_TIMEOUT_S, console="off")
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        init_timeout=INIT_TIMEOUT_S,
+        finish_timeout=FINISH_TIMEOUT_S,  # the default waits for ever for a lost network
+    )
     return wandb.init(
         project=PROJECT,
         id=run_id,
