@@ -4,6 +4,7 @@ Without a run directory: the partitions and the learning-rate schedules (which r
 for each, without an engine, so it takes a few minutes). With one: that run's metrics as well.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -99,7 +100,9 @@ def main() -> None:
     if len(sys.argv) > 1:
         results = load_results(sys.argv[1])
         plot_metrics(results).savefig(HERE / "metrics.png", dpi=110)
-        shutil.copy(Path(sys.argv[1]) / "results.json", HERE / "results.json")
+        results["config"]["output-dir"] = "outputs"  # nobody's own folder belongs here
+        text = json.dumps(results, indent=1) + "\n"
+        (HERE / "results.json").write_text(text, encoding="utf-8")
         return
     draw_partitions()
     draw_schedules()
