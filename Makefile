@@ -42,11 +42,12 @@ run: setup
 	  --run-config "output-dir='$(CURDIR)/outputs'" --run-config "$(CONFIG)" && \
 	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed
 
-# flwr run leaves a SuperLink in the background; [f] keeps pkill from finding its own command line.
+# flwr run leaves a SuperLink in the background, and one stopped leaves a run that was going on.
+# The brackets keep pkill and pgrep from finding their own command line.
+OURS := [f]lower-superlink .*$(FLWR_HOME)/|[f]lwr-simulation .*127.0.0.1:$(FLWR_LOCAL_SUPERLINK_HTTP_API_PORT)
 stop:
-	@pkill -f "[f]lower-superlink .*$(FLWR_HOME)/" || true
-	@for i in 1 2 3 4 5 6 7 8 9 10; do \
-	  pgrep -f "[f]lower-superlink .*$(FLWR_HOME)/" > /dev/null || break; sleep 1; done
+	@pkill -f "$(OURS)" || true
+	@for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -f "$(OURS)" > /dev/null || break; sleep 1; done
 
 test: setup
 	$(BIN)/python -m pytest
