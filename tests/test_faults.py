@@ -678,3 +678,18 @@ def test_every_node_can_answer_the_query_however_long_the_pushing_takes(config: 
     run(SlowToPush(make_client_app(config), NUM_NODES), config)
     [record] = read_rounds(config)
     assert record["query"]["num_received"] >= 1
+
+
+def test_a_best_model_that_could_not_be_kept_is_an_error_at_the_end(config: Config) -> None:
+    class InTheWay(LocalGrid):
+        """Puts a file in the place of the folder checkpoints/ before the first message."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            for path in Path(config.output_dir).glob("*/*"):
+                (path / "checkpoints").write_text("in the way", encoding="utf-8")
+            return super().push_messages(messages)
+
+    with pytest.raises(RunDirectoryError, match="checkpoints"):
+        run(InTheWay(make_client_app(config), NUM_NODES), config)
+    [record] = read_rounds(config)  # the training went on, and its results were kept
+    assert record["train"]["num_received"] == NUM_NODES

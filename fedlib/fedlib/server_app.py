@@ -4,8 +4,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from fedlib.tracking import tracking
 from fedlib.training import Evaluation, Weighted, check_device, evaluate
 
 ROLL_CALL_TIMEOUT_S = 120.0
+BEST_MODEL = "best model"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Server:
         dataset: The data set's name, which every node is told.
         test: The test split.
         directory: Where the run is written down.
+        unsaved: What could not be written so far: how to write it, and why it failed.
     """
 
     config: Config
@@ -47,6 +49,7 @@ class Server:
     dataset: str
     test: Split
     directory: RunDirectory
+    unsaved: dict[str, tuple[Callable[[], None], RunDirectoryError]] = field(default_factory=dict)
 
 
 def make_server_app(config: Config | None = None) -> ServerApp:
@@ -77,15 +80,14 @@ def run(grid: Grid, config: Config) -> State:
         FedlibError: Something that a person can put right; what was written stays.
     """
     server, model, first_round = start(grid, config)
-    unsaved: RunDirectoryError | None = None
     with tracking(config.use_wandb, server.directory) as tracker:
         for server_round in range(first_round, config.num_server_rounds + 1):
             say(f"\n🔄 Starting round {server_round}/{config.num_server_rounds}")
             model, record = run_round(server, model, server_round)
-            unsaved = attempt(server.directory.save_round, record, model)
+            attempt(server, "results", partial(server.directory.save_round, record, model))
             tracker.log(record)
-    if unsaved is not None:
-        raise unsaved
+    for _, error in server.unsaved.values():
+        raise error
     say(f"\n🏁 Finished; results in {server.directory.path}")
     return model
 
@@ -196,16 +198,16 @@ def evaluate_centrally(server: Server, state: State, record: Round) -> None:
     model = CNN(torch.Generator())
     model.load_state_dict(state)
     evaluation = evaluate(model, server.test, server.config.server_device)
-    record.centralized_loss = finite(evaluation.loss.mean)
-    record.centralized_accuracy = accuracy = evaluation.accuracy
+    loss, accuracy = evaluation.loss.mean, evaluation.accuracy
+    record.centralized_loss, record.centralized_accuracy = finite(loss), accuracy
     record.centralized_seconds = time.monotonic() - began
-    say(
-        f"💡 Centrally evaluated model -> "
-        f"loss: {evaluation.loss.mean: .4f} /  accuracy: {accuracy: .4f}"
-    )
+    say(f"💡 Centrally evaluated model -> loss: {loss: .4f} /  accuracy: {accuracy: .4f}")
     if accuracy > server.directory.best_accuracy:
         say(f"🎉 New best global model found: {accuracy:.6f}")
-        attempt(server.directory.save_checkpoint, record.server_round, accuracy, state)
+        save = server.directory.save_checkpoint
+        attempt(server, BEST_MODEL, partial(save, record.server_round, accuracy, state))
+    elif BEST_MODEL in server.unsaved:  # an earlier one: perhaps there is space again
+        attempt(server, BEST_MODEL, server.unsaved[BEST_MODEL][0])
 
 
 def summarise(record: Round, losses: list[Weighted], evaluations: list[Evaluation]) -> None:
@@ -234,14 +236,14 @@ def report_stage(symbol: str, name: str, stage: Stage) -> None:
         say(f"⚠️ {name}: {problem}")
 
 
-def attempt(write: Callable[..., None], *arguments: Any) -> RunDirectoryError | None:
-    """Write; where that fails, say so and return the error: the training goes on."""
+def attempt(server: Server, what: str, write: Callable[[], None]) -> None:
+    """Write; where that fails, say so and remember it: the training goes on."""
     try:
-        write(*arguments)
+        write()
+        server.unsaved.pop(what, None)
     except RunDirectoryError as error:
         say(f"⚠️ {error}")
-        return error
-    return None
+        server.unsaved[what] = (write, error)
 
 
 app = make_server_app()
