@@ -142,7 +142,8 @@ class Federation:
                 f"num-partitions: expected {self.num_partitions} as of the nodes before it, "
                 f"got {identity.num_partitions}; give all nodes the same"
             )
-        if identity.partition_id in self.partitions.values():
+        holders = {n for n, p in self.partitions.items() if p == identity.partition_id}
+        if holders and holders & set(self.grid.get_node_ids()):  # else it has come back
             say(f"⚠️ roll call: partition {identity.partition_id} is held by another node too.")
         self.partitions[node_id] = identity.partition_id
         self.num_partitions = identity.num_partitions
