@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from apps import Recording
 from fedlib import client_app as client_app_module
 from fedlib import messages
 from fedlib.client_app import REFUSED, make_client_app, seconds_left
@@ -169,19 +170,6 @@ def test_a_query_waits_for_its_delay_from_the_moment_of_sending(small_config: Co
         assert reply.metadata.created_at - message.metadata.created_at >= delay
     # Waiting one behind the other would have taken the sum of the delays.
     assert time.time() - sent[0].metadata.created_at < sum(delays) + 0.4
-
-
-class Recording(ClientApp):
-    """Passes every message on and keeps the replies, delivered or not."""
-
-    def __init__(self, inner: ClientApp) -> None:
-        super().__init__()
-        self.inner = inner
-        self.replies: list[Message] = []
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        self.replies.append(self.inner(message, context))
-        return self.replies[-1]
 
 
 @pytest.mark.parametrize("message_type", ["train", "evaluate", "query", "query.identify"])

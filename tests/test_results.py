@@ -15,6 +15,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from apps import Recording
 from fedlib import messages
 from fedlib import results as results_module
 from fedlib.client_app import make_client_app
@@ -32,19 +33,6 @@ from fedlib.results import (
 from fedlib.server_app import run
 
 NUM_NODES = 5
-
-
-class Recording(ClientApp):
-    """Passes every message on and keeps the replies."""
-
-    def __init__(self, inner: ClientApp) -> None:
-        super().__init__()
-        self.inner = inner
-        self.replies: list[Message] = []
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        self.replies.append(self.inner(message, context))
-        return self.replies[-1]
 
 
 @dataclasses.dataclass

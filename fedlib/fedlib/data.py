@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -174,10 +174,7 @@ def partition_indices(
         folder,
         lambda target: prepare.partition(dataset.folder, num_partitions, alpha, seed, target),
     )
-    try:
-        indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, error) from error
+    indices, offsets = _load_array(folder, "indices"), _load_array(folder, "offsets")
     return tuple(np.split(indices, offsets[1:-1]))
 
 
@@ -200,12 +197,15 @@ def federated_dataset(
 
 
 def _map_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    return _load_array(folder, f"{split}_images", "r"), _load_array(folder, f"{split}_labels", "r")
+
+
+def _load_array(folder: Path, name: str, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
     try:
-        images: NDArray[np.uint8] = np.load(folder / f"{split}_images.npy", mmap_mode="r")
-        labels: NDArray[np.int64] = np.load(folder / f"{split}_labels.npy", mmap_mode="r")
+        array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode=mmap_mode)
+        return array
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(folder, error) from error
-    return images, labels
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:

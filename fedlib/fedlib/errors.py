@@ -11,6 +11,11 @@ Every message says who, what was expected, what came, and what to do.
 """
 
 
+def one_line(text: object) -> str:
+    """Return a text, usually somebody else's exception, with its line breaks made spaces."""
+    return " ".join(str(text).split())
+
+
 class FedlibError(Exception):
     """Base of all errors that fedlib raises on purpose."""
 

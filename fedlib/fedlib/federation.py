@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from fedlib import messages
 from fedlib.console import say
-from fedlib.errors import FedlibError, ReplyError
+from fedlib.errors import FedlibError, ReplyError, one_line
 from fedlib.results import Stage
 
 POLL_INTERVAL_S = 0.02
@@ -160,7 +160,7 @@ class Federation:
             stage.num_received += 1
         except ReplyError as error:
             stage.num_errors += 1
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             if len(reason) > REASON_LENGTH:
                 reason = reason[:REASON_LENGTH] + " …"
             stage.problems.append(f"{self.name(node_id)}: {reason}")

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from fedlib.errors import DataError
+from fedlib.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from flwr_datasets import FederatedDataset
@@ -107,7 +107,7 @@ def decode(name: str, path: str, target: Path) -> None:
                 raise ValueError(f"unlabelled or empty images in split {split}")
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
     except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise DataError(
             f"dataset {name}: expected the splits train and test with columns image (28x28 grey) "
             f"and label (ten classes), got {reason}; mend the folder, or use dataset=garments"

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from fedlib.config import Config, absolute
-from fedlib.errors import RunDirectoryError
+from fedlib.errors import RunDirectoryError, one_line
 from fedlib.model import State
 
 SCHEMA_VERSION = 1
@@ -213,7 +213,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, target)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RunDirectoryError(
             f"{target}: expected a writable folder with free space, got: {reason}; "
             f"choose another one with output-dir"

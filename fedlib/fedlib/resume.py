@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedlib.config import Config, absolute
-from fedlib.errors import RunDirectoryError
+from fedlib.errors import RunDirectoryError, one_line
 from fedlib.model import State, check_state, state_hash
 from fedlib.results import SCHEMA_VERSION, Round, RunDirectory
 
@@ -118,7 +118,7 @@ def _read_latest(file: Path, reference: State) -> tuple[dict[str, Tensor], int]:
             raise ValueError(f"round {server_round!r}")
         return latest["model"], server_round
     except Exception as error:  # torch.load raises whatever its unpickler meets
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise RunDirectoryError(
             f"{file}: expected the model of the last finished round, "
             f"got {type(error).__name__}: {reason}; start anew without resume-from"

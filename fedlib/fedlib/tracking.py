@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedlib.console import say
+from fedlib.errors import one_line
 from fedlib.results import Round, RunDirectory
 
 PROJECT = "fedlib"
@@ -141,4 +142,4 @@ def _logged_in() -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return one_line(f"{type(error).__name__}: {error}")[:200]
