@@ -11,10 +11,11 @@ from fedlib.errors import FedlibError
 logger = logging.getLogger("fedlib")
 
 
-class _Stdout(logging.Handler):
+class StdoutHandler(logging.Handler):
     """Writes to what ``sys.stdout`` is at that moment: notebooks and Flower replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
         text = self.format(record) + "\n"
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         # A console without emoji (Windows, code page 1252) gets question marks, not a crash.
@@ -25,7 +26,7 @@ class _Stdout(logging.Handler):
 def say(line: str) -> None:
     """Write one line to the round log."""
     if not logger.handlers:
-        logger.addHandler(_Stdout())
+        logger.addHandler(StdoutHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logger.info(line)

@@ -154,7 +154,7 @@ class Federation:
             if reply.has_error():
                 if reply.metadata.src_node_id != node_id and reply.error.code in _EXPIRED:
                     return False
-                raise ReplyError(reply.error.reason)
+                raise ReplyError(_cause(reply.error.reason))
             stage.bytes_received += messages.count_bytes(reply.content)
             accept(node_id, reply.content)
             stage.num_received += 1
@@ -165,3 +165,11 @@ class Federation:
                 reason = reason[:REASON_LENGTH] + " …"
             stage.problems.append(f"{self.name(node_id)}: {reason}")
         return True
+
+
+def _cause(reason: str | None) -> str:
+    """Leave, of the two tracebacks in which Ray wraps a client's error, the error itself."""
+    own, found, _ = (reason or "").partition("\n\nThe above exception was the direct cause")
+    lines = own.splitlines()
+    last_frame = max((n for n, line in enumerate(lines) if line.startswith(" ")), default=-1)
+    return "\n".join(lines[last_frame + 1 :]) if found else own

@@ -23,6 +23,15 @@ CLIENT_RAISED = 2
 """Flower's ErrorCode CLIENT_APP_RAISED_EXCEPTION, which its public API does not offer."""
 
 
+def enter_local_run() -> None:
+    """Let this process make messages outside any engine, as the server of run 1.
+
+    ``Message(content, dst_node_id, message_type)`` asks who is speaking and in which run; an
+    engine says so before it calls an app. Here nobody does, so this function does.
+    """
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE_ID, 1
+
+
 class LocalGrid(Grid):
     """A Grid whose nodes live in this process.
 
@@ -35,7 +44,7 @@ class LocalGrid(Grid):
     def __init__(
         self, client_app: ClientApp, num_nodes: int, run_config: UserConfig | None = None
     ) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER_NODE_ID, 1
+        enter_local_run()
         self.client_app = client_app
         self.contexts = {
             partition_id + 2: Context(

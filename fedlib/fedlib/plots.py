@@ -1,7 +1,8 @@
 """Figures, in one style: drawn from ``results.json`` or from a partitioner, from nothing else."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ TEN_COLOURS = (
 )
 """One for each class (Paul Tol, "Colour Schemes", SRON/EPS/TN/09-002: muted, and a grey)."""
 
+KINDS = ((CENTRAL, ""), (FEDERATED, "//"), ("#009E73", ".."), ("#CC79A7", "xx"), ("#E69F00", "--"))
+"""Colour (Okabe & Ito) and hatch of the kinds of work in a timeline, in order of appearance."""
+WAITING = "waiting"
+
 STYLE: dict[Any, Any] = {
     "figure.dpi": 120,
     "figure.constrained_layout.use": True,
@@ -33,6 +38,23 @@ STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "legend.frameon": False,
 }
+
+
+@dataclass(frozen=True)
+class Span:
+    """One bar of a timeline.
+
+    Attributes:
+        lane: Who: "server", "node 7". Lanes appear from top to bottom in the order given.
+        start: When it began, in seconds.
+        end: When it ended, in seconds.
+        kind: What: "TRAIN", say; ``WAITING`` is drawn thin and grey.
+    """
+
+    lane: str
+    start: float
+    end: float
+    kind: str
 
 
 def load_results(run_directory: Path | str) -> dict[str, Any]:
@@ -97,6 +119,39 @@ def plot_partitions(partitioner: "Partitioner", title: str) -> Figure:
         axes.tick_params(axis="x", labelsize=7)
     drawn: Figure = figure
     return drawn
+
+
+def plot_timeline(spans: Iterable[Span], title: str) -> Figure:
+    """Draw who did what when: a lane each, a bar for each span.
+
+    Args:
+        spans: The bars, in the order in which their lanes and kinds shall appear.
+        title: What the picture shows.
+    """
+    spans = list(spans)
+    lanes = list(dict.fromkeys(span.lane for span in spans))
+    looks = dict(zip(dict.fromkeys(s.kind for s in spans if s.kind != WAITING), KINDS))  # noqa: B905
+    with plt.rc_context({**STYLE, "axes.grid.axis": "x", "hatch.linewidth": 0.6}):
+        figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * len(lanes)))
+        for span in spans:
+            colour, hatch = looks.get(span.kind, ("#bbbbbb", ""))
+            axes.barh(
+                lanes.index(span.lane),
+                max(span.end - span.start, 0.0),
+                left=span.start,
+                height=0.2 if span.kind == WAITING else 0.7,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0,
+                label=span.kind,
+            )
+        axes.set_yticks(range(len(lanes)), lanes, fontsize=8)
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel="seconds")
+        handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        axes.legend(handles.values(), handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
 
 
 def _curves(axes: Axes, rounds: list[dict[str, Any]], metric: str, scale: float) -> None:

@@ -1,0 +1,83 @@
+"""What a notebook needs: a quiet engine, one style for all figures, pictures with words.
+
+Nothing here computes anything. The apps do not import it.
+"""
+
+import io
+import logging
+import os
+import re
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from fedlib.console import StdoutHandler, tidy_flower_log
+from fedlib.plots import STYLE
+
+BACKEND: Any = {
+    "client_resources": {"num_cpus": 1, "max_restarts": -1},
+    "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+}
+"""``backend_config`` for ``run_simulation``: one core a client process, which Ray brings back if
+it dies (Flower hands the options to ``ray.remote``), and no chatter from Ray (to ``ray.init``)."""
+
+
+def set_up_notebook() -> None:
+    """Prepare the kernel: the course's plotting style, and an engine that says what matters.
+
+    Flower's notes (how many actors, what is deprecated) are left out. Its errors, a client's
+    traceback for one, are shown in full, as ordinary output: its own log goes to standard
+    error, which notebooks draw as a red box. Calling it twice does no harm.
+    """
+    import flwr.app  # noqa: F401  (makes its logger, which is then changed)
+
+    plt.style.use(STYLE)
+    # Ray's tip about a future version; read when Ray is imported.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    flower = logging.getLogger("flwr")
+    flower.handlers = [StdoutHandler(logging.ERROR)]
+    flower.handlers[0].addFilter(_ClientErrors())
+    flower.propagate = False
+    tidy_flower_log()
+
+
+class _ClientErrors(logging.Filter):
+    """Leaves, of the three tracebacks that a simulation logs for a client's error, the client's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = re.sub(r"\x1b\[\d+m", "", record.getMessage())
+        _, found, traceback = text.partition("ray::ClientAppActor.run()")
+        if found:
+            own = traceback.partition("\n\nThe above exception")[0].splitlines()[1:]
+            text = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
+        record.msg, record.args = text, ()
+        if text.startswith("An exception was raised when processing a message"):
+            return False
+        again = text == self._last
+        self._last = text
+        return not again
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure once, as a picture with a text alternative, and close it.
+
+    Args:
+        figure: What was drawn.
+        alt: What the picture shows, for those who do not see it: one or two sentences.
+    """
+    from IPython.display import display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
+    width = round(figure.get_size_inches()[0] * 80)
+    plt.close(figure)
+    display(  # type: ignore[no-untyped-call]
+        {"image/png": buffer.getvalue(), "text/plain": alt},
+        metadata={"image/png": {"alt": alt, "width": width}},
+        raw=True,
+    )

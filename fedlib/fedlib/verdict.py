@@ -1,0 +1,96 @@
+"""How an exercise is checked: one line that says right, not yet, or what is off and by how much.
+
+A check never raises, so a notebook runs on; and it says what is wrong, not how to put it right.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedlib.errors import one_line
+
+Answer = Any
+"""A function that the learner wrote, or a value; ``None`` or ``...`` means: not yet."""
+
+
+class _NotYetError(Exception):
+    """The stub is untouched."""
+
+
+class _OffError(Exception):
+    """The answer is wrong; the text says where."""
+
+
+def check(body: Callable[[Answer], None]) -> Callable[[Answer], None]:
+    """Make a check of a function that calls ``expect`` and returns if all was right."""
+    name = body.__name__
+
+    @functools.wraps(body)
+    def checked(answer: Answer) -> None:
+        title = getattr(answer, "__name__", name)
+        try:
+            if answer is None or answer is ...:
+                raise _NotYetError
+            body(answer)
+        except (_NotYetError, NotImplementedError):
+            print(f"⏳ {title}: not yet. Fill in the cell above, run it, then run this one again.")
+        except _OffError as off:
+            print(f"❌ {title}: {off}")
+        except Exception as error:  # the learner's own code raised
+            print(f"❌ {title}: it raised {type(error).__name__}: {one_line(error)}")
+        else:
+            print(f"✅ {title}: right.")
+
+    return checked
+
+
+def expect(question: str, got: Any, wanted: Any, hint: str = "") -> None:
+    """Compare an answer with what is right.
+
+    Args:
+        question: What was asked, "two clients, 1 and 3 examples".
+        got: What the learner's code gave.
+        wanted: A number, text, tensor or array, or a sequence or mapping of these.
+        hint: A question that helps, without the answer in it.
+    """
+    if got is None or got is ...:
+        raise _NotYetError
+    difference = _difference(got, wanted)
+    if difference:
+        raise _OffError(f"{question}: {difference}." + (f" {hint}" if hint else ""))
+
+
+def _difference(got: Any, wanted: Any) -> str:
+    """Say how ``got`` differs from ``wanted``, or nothing where it does not (to six digits)."""
+    if isinstance(wanted, Mapping):
+        if not isinstance(got, Mapping) or set(got) != set(wanted):
+            came = sorted(map(str, got)) if isinstance(got, Mapping) else type(got).__name__
+            return f"expected the keys {sorted(map(str, wanted))}, got {came}"
+        parts = ((f"{key}: ", _difference(got[key], wanted[key])) for key in wanted)
+        return next((key + text for key, text in parts if text), "")
+    if isinstance(wanted, (bool, str, set)) or not _is_numeric(wanted):
+        return "" if got == wanted else f"expected {wanted!r}, got {got!r}"
+    if not _is_numeric(got):
+        return f"expected numbers, got {type(got).__name__}"
+    a, b = np.asarray(wanted, dtype=float), np.asarray(got, dtype=float)
+    if a.shape != b.shape:
+        return f"expected the shape {a.shape}, got {b.shape}"
+    if np.allclose(b, a, rtol=1e-6, atol=1e-9, equal_nan=True):
+        return ""
+    if a.ndim == 0:
+        return f"expected {float(a):.6g}, got {float(b):.6g}, off by {float(b - a):+.3g}"
+    return f"expected {_short(a)}, got {_short(b)}, off by up to {np.max(np.abs(b - a)):.3g}"
+
+
+def _is_numeric(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype.kind in "iufb"
+    except (ValueError, TypeError, RuntimeError):
+        return False
+
+
+def _short(array: Any) -> str:
+    text = np.array2string(array, precision=4, threshold=8, separator=", ")
+    return text if len(text) <= 60 else text[:60] + " …"

@@ -1,0 +1,215 @@
+"""Execute notebooks, and keep of their outputs what a reader should see: ``make notebooks``.
+
+The committed outputs are made on the drawn data set, without network and without an account, so
+that everybody gets the same ones. What differs from run to run or from machine to machine (paths,
+the time of day, progress bars) is left out. Each notebook is stamped with a digest of its code and
+of the part of fedlib's API that it names; ``tests/test_notebooks.py`` compares them.
+"""
+
+import argparse
+import ast
+import asyncio
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+HERE = Path(__file__).resolve().parent
+FEDLIB = HERE.parent / "fedlib" / "fedlib"
+CELL_TIMEOUT_S = 600
+WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+COST_LINE = re.compile(r"Computing time: \S+ s on two cores\. Memory: \S+ GB\.")
+PATHS = (  # what a path becomes in a saved output
+    (re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?"), "<date>/<time>"),
+    (re.compile(r"offline-run-\d{8}_\d{6}-\w+"), "offline-run-<time>-<id>"),
+    (re.compile(re.escape(f"{HERE}{os.sep}")), ""),
+)
+
+
+def environment(scratch: Path) -> dict[str, str]:
+    """Return the environment in which a notebook needs neither network nor account.
+
+    Args:
+        scratch: An empty folder, where a cache and a login would be looked for.
+    """
+    kept = {k: v for k, v in os.environ.items() if k not in ("WANDB_API_KEY", "WANDB_MODE")}
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(scratch), "NETRC": str(scratch / "none")}
+    return kept | offline | {"FLWR_TELEMETRY_ENABLED": "0", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def execute(notebook: NotebookNode, env: dict[str, str]) -> None:
+    """Execute every cell in a fresh kernel, in the folder of the notebooks; outputs in place.
+
+    Raises:
+        nbclient.exceptions.CellExecutionError: A cell raised.
+    """
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3")
+    client.resources = {"metadata": {"path": str(HERE)}}
+    asyncio.run(client.async_execute(env=env))
+
+
+def solve(notebook: NotebookNode) -> int:
+    """Put the folded solutions into the stubs; return how many there were."""
+    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
+    stubs = sorted(tag for tag in tagged if tag.startswith("exercise-"))
+    for stub in stubs:
+        folded = tagged[stub.replace("exercise-", "solution-")].source
+        match = re.search(r"```python\n(.*?)```", folded, re.DOTALL)
+        if match is None:
+            raise ValueError(f"{stub}: its solution has no block of Python")
+        tagged[stub].source = match[1].rstrip()
+    return len(stubs)
+
+
+def tidy(notebook: NotebookNode) -> None:
+    """Leave out of the outputs what is different each time, or of no use to a reader."""
+    widgets = notebook.metadata.pop("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    pictures = [
+        output
+        for widget in widgets.values()
+        for output in widget["state"].get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    for cell in notebook.cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        if cell.cell_type != "code":
+            continue
+        kept: list[Any] = []
+        for output in cell.outputs:
+            if WIDGET in output.get("data", {}):  # a slider is saved as the picture that it shows
+                shown, pictures = pictures[:1], pictures[1:]
+                kept += [nbformat.v4.new_output("display_data", **_data(p)) for p in shown]
+            elif output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+                kept[-1].text += output.text  # how a stream is cut into pieces is chance
+            else:
+                kept.append(output)
+        cell.outputs = [_without_paths(output) for output in kept]
+
+
+def _data(picture: Any) -> dict[str, Any]:
+    return {"data": picture["data"], "metadata": picture.get("metadata", {})}
+
+
+def _without_paths(output: Any) -> Any:
+    if output.output_type == "stream":
+        output.text = _replace(output.text)
+    for mime, value in output.get("data", {}).items():
+        if mime.startswith("text/"):
+            output.data[mime] = _replace("".join(value))
+    return output
+
+
+def _replace(text: str) -> str:
+    for pattern, replacement in PATHS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the code cells, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def stamp(notebook: NotebookNode) -> dict[str, str]:
+    """Return the digests of a notebook's code and of the API that it uses."""
+    code = "\n".join(cell.source for cell in code_cells(notebook))
+    used = {k: v for k, v in api().items() if re.search(rf"\b{k}\b", code)}
+    texts = {"code": code, "fedlib": repr(sorted(used.items()))}
+    return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
+
+
+def api() -> dict[str, str]:
+    """Return the signatures of fedlib's functions and classes (with fields and methods), by name."""
+    return {
+        node.name: _signature(node)
+        for module in sorted(FEDLIB.glob("*.py"))
+        for node in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+
+
+def _signature(node: ast.stmt) -> str:
+    if isinstance(node, ast.FunctionDef):
+        return f"{node.name}({ast.unparse(node.args)})"
+    if isinstance(node, ast.ClassDef):
+        return f"{node.name}: {'; '.join(filter(None, map(_signature, node.body)))}"
+    return ast.unparse(node) if isinstance(node, ast.AnnAssign) else ""
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure the block's seconds and the most memory (GB) that its child processes had."""
+    cost, done = {"seconds": 0.0, "memory_gb": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            total = sum(map(_memory, psutil.Process().children(recursive=True)))
+            cost["memory_gb"] = max(cost["memory_gb"], total / 1e9)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    began = time.monotonic()
+    thread.start()
+    try:
+        yield cost
+    finally:
+        done.set()
+        thread.join()
+        cost["seconds"] = time.monotonic() - began
+
+
+def _memory(process: psutil.Process) -> int:
+    """Return a process's share of the memory: pages that several map count once in all."""
+    try:
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.uss))
+    except psutil.Error:
+        return 0
+
+
+def refresh(path: Path) -> str:
+    """Execute one notebook and write it back; return what it cost."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as scratch, measured() as cost:
+        execute(notebook, environment(Path(scratch)))
+    tidy(notebook)
+    seconds = max(5, 5 * round(cost["seconds"] / 5))
+    line = f"Computing time: {seconds} s on two cores. Memory: {cost['memory_gb']:.1f} GB."
+    for cell in notebook.cells:
+        cell.source = COST_LINE.sub(line, cell.source)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "stamp": stamp(notebook),
+    }
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+    return f"{path.name}: {line} ({cost['seconds']:.0f} s, {path.stat().st_size / 1000:.0f} kB)"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Refresh the notebooks named on the command line, or all of them."""
+    parser = argparse.ArgumentParser(description="Execute the notebooks in place.")
+    parser.add_argument("names", nargs="*", help="such as 05-one-round.ipynb; none: all")
+    names = parser.parse_args(arguments).names
+    for path in sorted(HERE.glob("[0-9][0-9]-*.ipynb")):
+        if not names or path.name in names:
+            print(refresh(path), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
