@@ -134,7 +134,7 @@ def stamp(notebook: NotebookNode) -> dict[str, str]:
 
 
 def api() -> dict[str, str]:
-    """Return the signatures of fedlib's functions and classes (with fields and methods), by name."""
+    """Return the signatures of fedlib's functions and classes, fields and methods included."""
     return {
         node.name: _signature(node)
         for module in sorted(FEDLIB.glob("*.py"))
