@@ -36,6 +36,9 @@ PATHS = (  # what a path becomes in a saved output
     (re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?"), "<date>/<time>"),
     (re.compile(r"offline-run-\d{8}_\d{6}-\w+"), "offline-run-<time>-<id>"),
     (re.compile(re.escape(f"{HERE}{os.sep}")), ""),
+    (re.compile(re.escape(f"{HERE.parent}{os.sep}")), ""),
+    (re.compile(r'(?<=")[^"\s]*[\\/]site-packages[\\/]'), ""),
+    (re.compile(r'(?<=")[^"\s]*ipykernel_\d+[\\/]\d+\.py'), "<cell>"),
 )
 
 

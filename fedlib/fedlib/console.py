@@ -25,7 +25,7 @@ class StdoutHandler(logging.Handler):
 
 def say(line: str) -> None:
     """Write one line to the round log."""
-    if not logger.handlers:
+    if not any(isinstance(handler, StdoutHandler) for handler in logger.handlers):
         logger.addHandler(StdoutHandler())
         logger.setLevel(logging.INFO)
         logger.propagate = False
