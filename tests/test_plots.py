@@ -7,13 +7,16 @@ import matplotlib
 import pytest
 
 from fedlib import (
+    WAITING,
     Config,
     LocalGrid,
+    Span,
     federated_dataset,
     load_results,
     make_client_app,
     plot_metrics,
     plot_partitions,
+    plot_timeline,
     run,
 )
 
@@ -56,3 +59,25 @@ def test_the_partition_picture_counts_every_example(small_folder: Path) -> None:
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels[-1] == "T - shirt / top"
     assert labels[0] == "Ankle boot"
+
+
+def test_a_timeline_has_a_lane_for_each_and_a_bar_for_each_span() -> None:
+    spans = [
+        Span("server", 0.0, 1.0, "sample"),
+        Span("node 7", 1.0, 5.0, WAITING),
+        Span("node 7", 2.0, 4.0, "TRAIN"),
+        Span("server", 5.0, 6.0, "aggregate"),
+    ]
+    (axes,) = plot_timeline(spans, "One node").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["server", "node 7"]
+    bars = [(b.get_x(), b.get_x() + b.get_width(), b.get_center()[1]) for b in axes.patches]
+    assert bars == [(0, 1, 0), (1, 5, 1), (2, 4, 1), (5, 6, 0)]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first lane is on top
+    looks = {(b.get_facecolor(), b.get_hatch()) for b in axes.patches}
+    assert len(looks) == 4  # each kind has its own, in colour and hatch
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ["TRAIN", "aggregate", "sample", "waiting"]
+
+
+def test_a_timeline_of_nothing_is_empty_and_no_error() -> None:
+    assert plot_timeline([], "Nothing").axes[0].patches[:] == []

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 
 from fedlib.verdict import Answer, check, expect
 
@@ -102,15 +103,6 @@ def label_histogram(answer: Answer) -> None:
 
 
 @check
-def is_expired(answer: Answer) -> None:
-    """Notebook 03: has a message expired at some time."""
-    metadata = SimpleNamespace(created_at=1000.0, ttl=60.0)
-    for now, wanted in ((1059.0, False), (1061.0, True)):
-        question = f"made at 1000 s, ttl 60 s, now it is {now:.0f} s"
-        expect(question, answer(metadata, now), wanted, "At which moment does it expire?")
-
-
-@check
 def record_bytes(answer: Answer) -> None:
     """Notebook 03: the bytes of an ArrayRecord, predicted."""
     for shapes, itemsize, wanted in (
@@ -121,6 +113,31 @@ def record_bytes(answer: Answer) -> None:
 
 
 # --- 04 The ClientApp
+
+
+@check
+def remember_lowest(answer: Answer) -> None:
+    """Notebook 04: the lowest loss of a node, kept in its state."""
+    home, other = SimpleNamespace(state=RecordDict()), SimpleNamespace(state=RecordDict())
+    for loss, wanted in ((2.0, 2.0), (1.5, 1.5), (1.8, 1.5)):
+        expect(f"losses 2.0, 1.5, 1.8, at {loss}", answer(home, loss), wanted, "What came before?")
+    expect("another node, its first loss 3.0", answer(other, 3.0), 3.0, "Whose memory is it?")
+    expect("what is kept", dict(home.state.get("memory", {})), {"lowest-loss": 1.5})
+
+
+@check
+def node_generator(answer: Answer) -> None:
+    """Notebook 04: a generator for each seed, round and partition."""
+
+    def draw(*who: int) -> list[float]:
+        if (generator := answer(*who)) in (None, ...):
+            raise NotImplementedError
+        return torch.rand(3, generator=generator).tolist()
+
+    expect("seed 42, round 1, partition 12, twice", draw(42, 1, 12), draw(42, 1, 12))
+    for who in ((43, 1, 12), (42, 2, 12), (42, 1, 13), (42, 12, 1), (42, 11, 2), (42, 2, 11)):
+        same = draw(*who) == draw(42, 1, 12)
+        expect(f"{who} and (42, 1, 12) share their chance", same, False, "What tells them apart?")
 
 
 # --- 05 The ServerApp: one round
@@ -142,19 +159,6 @@ def who_is_missing(answer: Answer) -> None:
 
 
 @check
-def choose_nodes(answer: Answer) -> None:
-    """A fraction of the nodes, uniformly, without replacement, at least one, in their order."""
-    nodes, rng = [907, 13, 540, 22, 310], np.random.default_rng
-    expect("all of 5", answer(nodes, 1.0, rng(1)), nodes, "Each once, in the order of the list?")
-    expect("0.01 of 5: how many", len(answer(nodes, 0.01, rng(1))), 1, "And if it rounds to 0?")
-    many = list(range(100, 150))
-    first, again, other = (list(answer(many, 0.2, rng(seed))) for seed in (7, 7, 8))
-    expect("0.2 of 50: how many", len(first), 10)
-    expect("same seed, same nodes", again, first, "Does all chance come from rng?")
-    expect("another seed, the same nodes", other == first, False, "Is rng used at all?")
-
-
-@check
 def ideal_round(answer: Answer) -> None:
     """Seconds until the last of some tasks, taken in order by whichever worker is free."""
     tasks = [2.0, 3.0, 4.0, 1.0, 5.0]
@@ -164,6 +168,42 @@ def ideal_round(answer: Answer) -> None:
 
 
 # --- 06 Aggregation
+
+
+@check
+def server_step(answer: Answer) -> None:
+    """A step of the server along the weighted mean of the clients' updates."""
+    old = {"w": torch.tensor([10.0, 20.0]), "b": torch.tensor([4.0])}
+    far = {"w": torch.tensor([14.0, 20.0]), "b": torch.tensor([8.0])}
+    case = (old, [far, dict(old)], [1, 3])
+    hint = "Who counts how much?"
+    expect("rate 1", answer(*case, 1.0), {"w": [11.0, 20.0], "b": [5.0]}, hint)
+    hint = "From where does the step begin, and along what?"
+    expect("rate 0.5", answer(*case, 0.5), {"w": [10.5, 20.0], "b": [4.5]}, hint)
+
+
+@check
+def update_mean(answer: Answer) -> None:
+    """The mean of the examples so far, moved by one more reply."""
+    mean, total, examples, seen = 0.0, 0, 0, 0.0
+    for count, value in ((2, 7.0), (6, 3.0), (2, 9.0), (10, 5.0)):
+        examples, seen = examples + count, seen + count * value
+        got = answer(mean, total, value, count)
+        hint = "Is the total that of all examples, this reply's too? By which share does it move?"
+        expect(f"{count} of {value:g} join {total}", got, (seen / examples, examples), hint)
+        mean, total = got
+
+
+@check
+def clip_update(answer: Answer) -> None:
+    """An update (3, 4), over two tensors, no longer than a limit."""
+    old = {"w": torch.tensor([10.0, 20.0]), "b": torch.tensor([1.0])}
+    state = {"w": torch.tensor([13.0, 20.0]), "b": torch.tensor([5.0])}
+    hint = "Is it the length of the whole update, from the old model, all tensors together?"
+    expect("length 5, limit 2.5", answer(old, state, 2.5), {"w": [11.5, 20], "b": [3]}, hint)
+    expect("length 5, limit 4.5", answer(old, state, 4.5), {"w": [12.7, 20], "b": [4.6]}, hint)
+    expect("length 5, limit 50", answer(old, state, 50), state, "Must a short one change?")
+    expect("length 0, limit 1", answer(old, old, 1), old, "What is a length of zero divided by?")
 
 
 # --- 07 Query and opt-in
@@ -221,32 +261,50 @@ def collect_in_time(answer: Answer) -> None:
 @check
 def cosine_rate(answer: Answer) -> None:
     """Notebook 08: the cosine schedule, as a pure function of the round."""
-    expect("the first of 9 rounds from 0.2", answer(1, 9, 0.2), 0.2, "Rounds count from 1.")
-    expect("the last of 9 rounds from 0.2", answer(9, 9, 0.2), 0.02, "Is p 1 in the last round?")
-    expect("round 5 of 9 from 0.2", answer(5, 9, 0.2), 0.11, "It is half-way there.")
-    expect("round 3 of 9 from 0.2", answer(3, 9, 0.2), learning_rate(3, 9, initial=0.2, schedule="cosine"), "Is it a cosine in between?")
-    expect("the only round of a run", answer(1, 1, 0.2), 0.2)
+    for server_round, wanted in ((1, 0.2), (9, 0.02), (5, 0.11), (3, 0.1736396103)):
+        question, hint = f"round {server_round} of 9 from 0.2", "What is p in this round?"
+        expect(question, answer(server_round, 9, 0.2), wanted, hint)
+    expect("the only round of a run, from 0.2", answer(1, 1, 0.2), 0.2)
 
 
 @check
 def flattering_nodes(answer: Answer) -> None:
     """Notebook 08: three nodes whose plain mean accuracy is far above the weighted one."""
     nodes = answer()
-    expect("how many nodes", None if nodes in (None, ...) else len(nodes), 3)
+    expect("how many nodes", nodes if nodes in (None, ...) else len(nodes), 3)
     expect("0 <= num_correct <= num_examples > 0", all(0 <= c <= n > 0 for c, n in nodes), True)
-    weighted = sum(c for c, _ in nodes) / sum(n for _, n in nodes)
-    gap = sum(c / n for c, n in nodes) / 3 - weighted
-    expect("each node once minus weighted, up to 0.2", min(gap, 0.2), 0.2, "Which nodes are large?")
+    gap = sum(c / n for c, n in nodes) / 3 - sum(c for c, _ in nodes) / sum(n for _, n in nodes)
+    expect("the first minus the second, up to 0.2", min(gap, 0.2), 0.2, "Which node is large?")
 
 
 @check
 def momentum_step(answer: Answer) -> None:
     """Notebook 08: FedAvgM's step on the server."""
-    model, mean, old = ({"w": torch.tensor([v])} for v in (1.0, 3.0, 4.0))
-    new_model, velocity = answer(model, mean, old, 0.5) or (None, None)
-    expect("velocity: model 1, mean 3, old velocity 4, beta 0.5", velocity, {"w": torch.tensor([4.0])}, "Which way does it point?")
-    expect("model: model 1, mean 3, old velocity 4, beta 0.5", new_model, {"w": torch.tensor([5.0])}, "Where does it start from?")
-    expect("the arguments afterwards", [model["w"].item(), old["w"].item()], [1.0, 4.0], "Did you change them in place?")
+    model, mean, old = ({"w": torch.tensor([v])} for v in (1.0, 3.0, 6.0))
+    came = answer(model, mean, old, 0.5)
+    got = came if came in (None, ...) else {"new model": came[0]["w"], "velocity": came[1]["w"]}
+    wanted = {"velocity": torch.tensor([5.0]), "new model": torch.tensor([6.0])}
+    expect("model 1, mean 3, old velocity 6, beta 0.5", got, wanted, "Which way does it point?")
+    expect("the arguments afterwards", [model["w"].item(), old["w"].item()], [1.0, 6.0])
 
 
 # --- 09 Tracking and plots
+
+
+@check
+def price_of_a_target(answer: Answer) -> None:
+    """Notebook 09: the first round that reaches an accuracy, and the megabytes until then."""
+    stages = [{"bytes_sent": n * 10**6, "bytes_received": 5 * 10**5} for n in (1, 2, 4, 8)]
+    curve = zip((1, 2, 3, 4), (0.3, 0.6, 0.5, 0.7), stages, strict=True)
+    rounds = [{"server_round": r, "centralized_accuracy": a, "train": s} for r, a, s in curve]
+    hint = "The first that is good enough, and what all rounds up to it cost?"
+    expect("target 0.6 of 0.3, 0.6, 0.5, 0.7; 1.5, 2.5 ... MB", answer(rounds, 0.6), (2, 4.0), hint)
+    expect("target 0.9", repr(answer(rounds, 0.9)), "(None, None)", "And if none gets there?")
+
+
+@check
+def paired_difference(answer: Answer) -> None:
+    """Notebook 09: mean and standard error of the differences, seed by seed."""
+    a, b = {1: 60.0, 2: 70.0, 3: 50.0, 4: 10.0}, {3: 45.0, 1: 59.0, 2: 67.0, 5: 99.0}
+    hint = "One difference for each seed that both have; n - 1, then the root of n?"
+    expect("differences 1, 3, 5 at seeds 1, 2, 3", answer(a, b), (3.0, 2 / 3**0.5), hint)

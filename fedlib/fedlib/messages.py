@@ -194,11 +194,11 @@ def count_bytes(content: RecordDict) -> int:
     """Return the size in bytes of all values and keys in a message's content.
 
     Raises:
-        ReplyError: Flower cannot size a value (an empty text, in 1.41).
+        ReplyError: Flower cannot size a value (an empty text or list, in 1.41).
     """
     try:
         return sum(record.count_bytes() for record in content.values())
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise ReplyError(f"content: expected values that have a size, got {error}") from error
 
 

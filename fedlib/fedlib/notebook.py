@@ -47,7 +47,7 @@ class _ClientErrors(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = ""
+        self._last, self._when = "", 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = re.sub(r"\x1b\[\d+m", "", record.getMessage())
@@ -58,8 +58,8 @@ class _ClientErrors(logging.Filter):
         record.msg, record.args = text, ()
         if text.startswith("An exception was raised when processing a message"):
             return False
-        again = text == self._last
-        self._last = text
+        again = text == self._last and record.created - self._when < 1  # logged twice each
+        self._last, self._when = text, record.created
         return not again
 
 

@@ -92,5 +92,6 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _short(array: Any) -> str:
-    text = np.array2string(array, precision=4, threshold=8, separator=", ")
+    lines = np.array2string(array, precision=4, threshold=8, separator=", ")
+    text = " ".join(lines.split())  # a verdict is one line
     return text if len(text) <= 60 else text[:60] + " …"
