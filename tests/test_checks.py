@@ -23,7 +23,8 @@ CASES: dict[str, tuple[Answer, list[Wrong]]] = {}
 CASES["answered_in_time"] = (
     lambda r: r["query"]["num_received"] / r["query"]["num_sent"],
     [
-        (lambda r: r["query"]["num_received"], "off by +19.6"),
+        (lambda r: r["query"]["num_received"], "off by +9.75"),
+        (lambda r: r["query"]["num_received"] / 50, "expected 0.25, got 0.2"),
         (lambda r: 1 - r["query"]["num_missing"] / r["query"]["num_sent"], "gave an answer"),
     ],
 )
@@ -125,6 +126,11 @@ CASES["label_histogram"] = (
             lambda labels: _histogram(torch.bincount(labels, minlength=10).tolist(), ConfigRecord),
             "MetricRecord",
         ),
+        (
+            lambda labels: MetricRecord({"counts": torch.bincount(labels, minlength=10).tolist()}),
+            "expected 'RecordDict', got 'MetricRecord'. What holds records?",
+        ),
+        (lambda _: RecordDict({"counts": MetricRecord()}), "names of the records"),
     ],
 )
 CASES["record_bytes"] = (
@@ -162,21 +168,33 @@ def _remember_the_last(context: Any, loss: float) -> float:
     return loss
 
 
+def _remember_and_say_nothing(context: Any, loss: float) -> None:
+    _remember(context, loss)
+
+
 def _seeded(number: Any) -> Any:
     return torch.Generator().manual_seed(int(number))
 
 
 CASES["remember_lowest"] = (
     _remember,
-    [(_remember_in_a_global, "Whose memory"), (_remember_the_last, "What came before")],
+    [
+        (_remember_in_a_global, "Whose memory"),
+        (_remember_the_last, "What came before"),
+        (_remember_and_say_nothing, "kept but not returned"),
+        (lambda context, _: context.state["memory"]["lowest-loss"], "before its first loss"),
+    ],
 )
 CASES["node_generator"] = (
     lambda *who: _seeded(np.random.SeedSequence(who).generate_state(1)[0]),
     [
         (lambda *who: _seeded(sum(who)), "share their chance"),
-        (lambda *who: _seeded("".join(map(str, who))), "(42, 11, 2)"),
+        (lambda *who: _seeded("".join(map(str, who))), "(42, 11, 1) and (42, 1, 11) share"),
         (lambda seed, *_: _seeded(seed), "What tells them apart"),
-        (lambda *_: torch.default_generator, "twice"),
+        (lambda s, r, p: _seeded(s + 10 * r + 100 * p), "share their chance"),
+        (lambda s, r, p: _seeded(100 * s + 50 * r + p), "(43, 1, 1) and (42, 3, 1) share"),
+        (lambda *who: torch.manual_seed(hash(who)), "global generator"),
+        (lambda *_: torch.Generator(), "share their chance"),
     ],
 )
 
@@ -198,11 +216,17 @@ def _by_their_source(asked: dict[str, int], replies: list[Any]) -> set[int]:
     return set(asked.values()) - {r.metadata.src_node_id for r in replies if not r.has_error()}
 
 
+def _trusting(asked: dict[str, int], replies: list[Any]) -> set[int]:
+    usable = {asked[r.metadata.reply_to_message_id] for r in replies if not r.has_error()}
+    return set(asked.values()) - usable
+
+
 CASES["who_is_missing"] = (
     _who_is_missing,
     [
         (_only_the_silent, "got {22}. To what"),
         (_by_their_source, "To what is it a reply?"),
+        (_trusting, "KeyError: 'z'. Is each reply one to these"),
     ],
 )
 
@@ -221,7 +245,7 @@ CASES["ideal_round"] = (
         (lambda durations, n: sum(durations) / n, "expected 9, got 7.5"),
         (lambda durations, n: max(sum(durations[k::n]) for k in range(n)), "Who is free"),
         (lambda durations, n: max(*durations, sum(durations) / n), "off by -1.5"),
-        (lambda durations, n: _ideal_round(sorted(durations)[::-1], n), "expected 9, got 8"),
+        (lambda durations, n: _ideal_round(sorted(durations)[::-1], n), "order kept"),
     ],
 )
 

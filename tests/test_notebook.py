@@ -68,6 +68,20 @@ def test_flowers_own_log_goes_to_standard_output(capsys: pytest.CaptureFixture[s
     assert captured.err == ""
 
 
+def test_a_dead_client_process_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    flower = logging.getLogger("flwr")
+    before = flower.handlers, flower.propagate
+    try:
+        set_up_notebook()
+        flower.error("An exception was raised when processing a message by RayBackend")
+        flower.error("The actor died unexpectedly before finishing this task.")
+        flower.error("Traceback ...\nray.exceptions.ActorDiedError: The actor died unexpectedly")
+    finally:
+        flower.handlers, flower.propagate = before
+    died = "A client process died; the message that it had is lost.\n"
+    assert capsys.readouterr().out == died
+
+
 def test_a_dead_client_process_is_brought_back_on_a_core_of_its_own() -> None:
     assert BACKEND["client_resources"] == {"num_cpus": 1, "max_restarts": -1}
 

@@ -296,6 +296,8 @@ def test_the_glossary_is_in_order_and_explains_in_two_sentences() -> None:
 
 @pytest.mark.parametrize(("term", "_", "name"), glossary(), ids=lambda value: value[:30])
 def test_a_term_of_the_glossary_first_appears_where_it_says(term: str, _: str, name: str) -> None:
-    word = re.compile(rf"\b{re.escape(term.lower())}", re.I)
-    places = [p.stem for p in NOTEBOOKS if any(word.search(c.source) for c in read(p).cells)]
-    assert places[:1] == [name]
+    """In prose; 00 names many things in passing, so it counts for the terms that it explains."""
+    spelt = term.partition(" (")[0]
+    word = re.compile(rf"(?<![\w-]){re.escape(spelt)}", 0 if spelt.isupper() else re.I)
+    places = [p.stem for p in NOTEBOOKS if any(word.search(c.source) for c in prose(read(p)))]
+    assert name in (places[0], next((place for place in places if place[:2] != "00"), ""))

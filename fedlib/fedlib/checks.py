@@ -4,13 +4,14 @@ A check prints one line: ✅ right, ⏳ nothing was filled in yet, or ❌ with t
 put to the answer, what was expected, what came and by how much it is off.
 """
 
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
 
-from fedlib.verdict import Answer, check, expect
+from fedlib.verdict import Answer, check, expect, on_error
 
 # --- 00 Start here
 
@@ -18,8 +19,9 @@ from fedlib.verdict import Answer, check, expect
 @check
 def answered_in_time(answer: Answer) -> None:
     """Share of the nodes whose answer to QUERY came in time."""
-    record = {"query": {"num_sent": 50, "num_received": 20, "num_errors": 5, "num_missing": 25}}
-    expect("50 asked, 20 answers, 5 errors", answer(record), 0.4, "Which nodes gave an answer?")
+    query = {"num_sent": 40, "num_received": 10, "num_errors": 5, "num_missing": 25}
+    got = answer({"query": query})
+    expect("40 asked, 10 answers, 5 errors", got, 0.25, "Which nodes gave an answer?")
 
 
 @check
@@ -95,11 +97,14 @@ def mean_of_batches(answer: Answer) -> None:
 @check
 def label_histogram(answer: Answer) -> None:
     """Notebook 03: a label histogram in a record."""
-    content = answer(torch.tensor([0, 2, 2, 7]))
-    counts = content if content in (None, ...) else list(content["labels"]["counts"])
+    content = counts = answer(torch.tensor([0, 2, 2, 7]))
+    if content not in (None, ...):
+        expect("the type of it all", type(content).__name__, "RecordDict", "What holds records?")
+        expect("the names of the records", list(content), ["labels"])
+        expect("the type of labels", type(content["labels"]).__name__, "MetricRecord")
+        expect("the keys of labels", list(content["labels"]), ["counts"])
+        counts = content["labels"]["counts"]
     expect("labels 0, 2, 2, 7", counts, [1, 0, 2, 0, 0, 0, 0, 1, 0, 0], "A place for each class?")
-    records = [type(content).__name__, type(content["labels"]).__name__]
-    expect("types, outside first", records, ["RecordDict", "MetricRecord"])
 
 
 @check
@@ -120,7 +125,11 @@ def remember_lowest(answer: Answer) -> None:
     """Notebook 04: the lowest loss of a node, kept in its state."""
     home, other = SimpleNamespace(state=RecordDict()), SimpleNamespace(state=RecordDict())
     for loss, wanted in ((2.0, 2.0), (1.5, 1.5), (1.8, 1.5)):
-        expect(f"losses 2.0, 1.5, 1.8, at {loss}", answer(home, loss), wanted, "What came before?")
+        with on_error(KeyError, "What does a node remember before its first loss?"):
+            got = answer(home, loss)
+        kept = got is None and "memory" in home.state
+        expect("kept but not returned", kept, False, "What does the caller get?")
+        expect(f"losses 2.0, 1.5, 1.8, at {loss}", got, wanted, "What came before?")
     expect("another node, its first loss 3.0", answer(other, 3.0), 3.0, "Whose memory is it?")
     expect("what is kept", dict(home.state.get("memory", {})), {"lowest-loss": 1.5})
 
@@ -129,15 +138,19 @@ def remember_lowest(answer: Answer) -> None:
 def node_generator(answer: Answer) -> None:
     """Notebook 04: a generator for each seed, round and partition."""
 
-    def draw(*who: int) -> list[float]:
+    def draw(*who: int) -> tuple[float, ...]:
         if (generator := answer(*who)) in (None, ...):
             raise NotImplementedError
-        return torch.rand(3, generator=generator).tolist()
+        is_global = generator is torch.default_generator
+        expect("torch's global generator", is_global, False, "Who else draws from it?")
+        return tuple(torch.rand(3, generator=generator).tolist())
 
     expect("seed 42, round 1, partition 12, twice", draw(42, 1, 12), draw(42, 1, 12))
-    for who in ((43, 1, 12), (42, 2, 12), (42, 1, 13), (42, 12, 1), (42, 11, 2), (42, 2, 11)):
-        same = draw(*who) == draw(42, 1, 12)
-        expect(f"{who} and (42, 1, 12) share their chance", same, False, "What tells them apart?")
+    seen: dict[tuple[float, ...], tuple[int, ...]] = {}
+    for who in product((42, 43), range(1, 13), range(1, 13)):
+        twin = seen.setdefault(draw(*who), who)
+        shared, hint = twin != who, "What tells them apart?"
+        expect(f"{who} and {twin} share their chance", shared, False, hint)
 
 
 # --- 05 The ServerApp: one round
@@ -155,7 +168,9 @@ def who_is_missing(answer: Answer) -> None:
     replies = [reply("c", 33, failed=True), late, reply("a", 11), reply("d", 1, failed=True)]
     expect("nothing came", answer({"a": 11}, []), {11})
     question = "11 answers, 33 fails, for 44 there is a note of failure, 22 answers an old message"
-    expect(question, answer(asked, replies), {22, 33, 44}, "To what is it a reply? Is it usable?")
+    with on_error(KeyError, "Is each reply one to these messages?"):
+        missing = answer(asked, replies)
+    expect(question, missing, {22, 33, 44}, "To what is it a reply? Is it usable?")
 
 
 @check
@@ -163,7 +178,8 @@ def ideal_round(answer: Answer) -> None:
     """Seconds until the last of some tasks, taken in order by whichever worker is free."""
     tasks = [2.0, 3.0, 4.0, 1.0, 5.0]
     expect(f"{tasks}, 1 worker", answer(tasks, 1), 15.0)
-    expect(f"{tasks}, 2 workers", answer(tasks, 2), 9.0, "Who is free when the fourth starts?")
+    hint = "Is the given order kept? Who is free when the fourth starts?"
+    expect(f"{tasks}, 2 workers", answer(tasks, 2), 9.0, hint)
     expect(f"{tasks}, 9 workers", answer(tasks, 9), 5.0, "Can a task be shared?")
 
 

@@ -13,7 +13,7 @@ from fedlib.errors import FedlibError, ReplyError, one_line
 from fedlib.results import Stage
 
 POLL_INTERVAL_S = 0.02
-IDENTIFY_TIMEOUT_S = 60.0  # an engine's first message waits for its processes to start
+IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
 REASON_LENGTH = 300
 _EXPIRED = (3, 4)
 """Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE, which its public API lacks."""

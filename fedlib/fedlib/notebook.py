@@ -33,8 +33,9 @@ def set_up_notebook() -> None:
     import flwr.app  # noqa: F401  (makes its logger, which is then changed)
 
     plt.style.use(STYLE)
-    # Ray's tip about a future version; read when Ray is imported.
+    # Read when Ray is imported: no tip about a future version, no page about a dead worker.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died")
     flower = logging.getLogger("flwr")
     flower.handlers = [StdoutHandler(logging.ERROR)]
     flower.handlers[0].addFilter(_ClientErrors())
@@ -43,7 +44,10 @@ def set_up_notebook() -> None:
 
 
 class _ClientErrors(logging.Filter):
-    """Leaves, of the three tracebacks that a simulation logs for a client's error, the client's."""
+    """Leaves, of what a simulation logs for a client's error, the client's own traceback.
+
+    Of a process that died there is none: one line in place of Ray's and Flower's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,6 +59,8 @@ class _ClientErrors(logging.Filter):
         if found:
             own = traceback.partition("\n\nThe above exception")[0].splitlines()[1:]
             text = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
+        elif text.startswith("The actor") or "ray.exceptions.Actor" in text:
+            text = "A client process died; the message that it had is lost."
         record.msg, record.args = text, ()
         if text.startswith("An exception was raised when processing a message"):
             return False

@@ -4,7 +4,8 @@ A check never raises, so a notebook runs on; and it says what is wrong, not how 
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,15 @@ def expect(question: str, got: Any, wanted: Any, hint: str = "") -> None:
     difference = _difference(got, wanted)
     if difference:
         raise _OffError(f"{question}: {difference}." + (f" {hint}" if hint else ""))
+
+
+@contextmanager
+def on_error(kind: type[Exception], hint: str) -> Iterator[None]:
+    """Add a hint to an error that the learner's code is likely to raise here."""
+    try:
+        yield
+    except kind as error:
+        raise _OffError(f"it raised {type(error).__name__}: {one_line(error)}. {hint}") from error
 
 
 def _difference(got: Any, wanted: Any) -> str:
