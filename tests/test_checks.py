@@ -68,7 +68,9 @@ CASES["effective_classes"] = (
     _effective,
     [
         (lambda counts: np.count_nonzero(counts), "rare classes"),
-        (lambda counts: _effective(counts, base=2), "Natural logarithm"),
+        (lambda counts: _effective(counts, base=2), "natural logarithm"),
+        (lambda counts: np.log(_effective(counts)), "e to the H"),
+        (lambda counts: 1 / _effective(counts), "the minus"),
         (lambda counts: _effective(counts, keep_zeros=True), "empty classes"),
     ],
 )
@@ -78,6 +80,7 @@ CASES["images_needed"] = (
         (lambda p, margin: p * (1 - p) / margin**2, "Two errors"),
         (lambda p, margin: 2 * p * (1 - p) / margin, "squared"),
         (lambda p, margin: 3 * (1 - p) / margin**2, "p (1 - p)"),
+        (lambda p, margin: math.ceil(round(4 * p * (1 - p) / margin**2, 6)), "Rounded"),
     ],
 )
 
@@ -290,6 +293,14 @@ CASES["update_mean"] = (
             ),
             "all examples",
         ),
+        (
+            lambda mean, total, value, n: (mean + n / total * (value - mean), total + n),
+            "6 of 3 join 2 of mean 7",
+        ),
+        (
+            lambda mean, total, value, n: ((mean + n / total * value) / (1 + n / total), total + n),
+            "nothing came before",
+        ),
     ],
 )
 
@@ -313,7 +324,7 @@ CASES["clip_update"] = (
     [
         (_clip(lambda u, k, limit: min(1.0, limit / (_length(u[k]) or 1e-9))), "all tensors"),
         (_clip(lambda u, k, limit: limit / (_length(*u.values()) or 1e-9)), "a short one change"),
-        (_clip(lambda u, k, limit: min(1.0, limit / _length(*u.values()))), "ZeroDivisionError"),
+        (_clip(lambda u, k, limit: min(1.0, limit / _length(*u.values()))), "of length 0"),
         (
             lambda old, state, limit: _combine(
                 lambda o, s: o + (s - o).clamp(-limit, limit), old, state
@@ -339,7 +350,8 @@ CASES["volunteers"] = (
     [
         (lambda n, yes, delay, timeout: n * yes, "who is in time?"),
         (lambda n, yes, delay, timeout: n * min(1, timeout / max(delay, 1e-9)), "Who says yes"),
-        (lambda n, yes, delay, timeout: n * yes * min(1, timeout / delay), "ZeroDivisionError"),
+        (lambda n, yes, delay, timeout: n * yes * min(1, timeout / delay), "without any delay"),
+        (lambda n, yes, delay, timeout: n * yes * timeout / delay, "more than all"),
         (lambda n, yes, delay, timeout: n * yes * timeout / (delay or timeout), "more than all"),
     ],
 )
@@ -356,13 +368,14 @@ def _collect(
     restart: bool = False,
     by_clock: bool = True,
     rest: float = 0.02,
+    keep: bool = True,
 ) -> list[str]:
     """A poll loop, or with its options what it becomes when one forgets something."""
     deadline, replies = clock() + timeout_s, list[str]()
     while (not by_count or len(replies) < num_asked) and (not by_clock or clock() < deadline):
         came = pull()
         deadline = clock() + timeout_s if restart and came else deadline
-        replies += came
+        replies = replies + came if keep else came
         sleep(rest)
     return replies
 
@@ -376,6 +389,8 @@ CASES["collect_in_time"] = (
         (partial(_collect, by_count=False), "Why wait on?"),
         (lambda pull, n, timeout_s, clock, sleep: sleep(timeout_s) or pull(), "Why wait on?"),
         (lambda pull, n, timeout_s, clock, sleep: pull(), "got []"),
+        (partial(_collect, rest=0.0), "ever rest"),
+        (partial(_collect, keep=False), "pulls kept"),
     ],
 )
 

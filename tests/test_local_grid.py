@@ -148,8 +148,8 @@ def test_send_and_receive_leaves_out_what_comes_after_the_timeout() -> None:
 
     grid = LocalGrid(make_app(handler), 10)
     messages = [Message(content(n), n + 2, "train") for n in range(10)]
-    replies = list(grid.send_and_receive(messages, timeout=0.3))
-    assert 1 <= len(replies) <= 2
+    replies = list(grid.send_and_receive(messages, timeout=0.35))
+    assert len(replies) == 1
 
 
 def test_a_node_keeps_its_state_between_messages() -> None:

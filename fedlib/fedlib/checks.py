@@ -51,7 +51,8 @@ def shards(answer: Answer) -> None:
 @check
 def effective_classes(answer: Answer) -> None:
     """The exponential of the entropy of a node's shares."""
-    expect("four equal classes", answer(np.full(4, 30)), 4.0, "Natural logarithm, and of shares?")
+    hint = "Of shares, natural logarithm, the minus, and e to the H?"
+    expect("four equal classes", answer(np.full(4, 30)), 4.0, hint)
     expect("one class of three", answer(np.array([0, 8, 0])), 1.0, "What do empty classes add?")
     expect("3 images and 1", answer(np.array([3, 1])), 1.754765, "Do rare classes count less?")
 
@@ -61,6 +62,7 @@ def images_needed(answer: Answer) -> None:
     """Images for which two standard errors of an accuracy are the margin."""
     expect("accuracy 0.75, margin 1/8", answer(0.75, 0.125), 48.0, "Two errors, then squared?")
     expect("accuracy 0.5, margin 1/16", answer(0.5, 0.0625), 256.0, "Does p (1 - p) enter?")
+    expect("accuracy 0.8, margin 0.03", answer(0.8, 0.03), 6400 / 9, "Rounded?")
 
 
 # --- 02 The model and its local training
@@ -201,13 +203,16 @@ def server_step(answer: Answer) -> None:
 @check
 def update_mean(answer: Answer) -> None:
     """The mean of the examples so far, moved by one more reply."""
-    mean, total, examples, seen = 0.0, 0, 0, 0.0
-    for count, value in ((2, 7.0), (6, 3.0), (2, 9.0), (10, 5.0)):
-        examples, seen = examples + count, seen + count * value
+    hint = "Is the total that of all examples, this reply's too? By which share does it move?"
+    mean, total = 7.0, 2
+    for count, value in ((6, 3.0), (2, 9.0), (10, 5.0)):
+        examples, seen = total + count, total * mean + count * value
         got = answer(mean, total, value, count)
-        hint = "Is the total that of all examples, this reply's too? By which share does it move?"
-        expect(f"{count} of {value:g} join {total}", got, (seen / examples, examples), hint)
+        asked = f"{count} of {value:g} join {total} of mean {mean:g}"
+        expect(asked, got, (seen / examples, examples), hint)
         mean, total = got
+    with on_error(ZeroDivisionError, "What if nothing came before?"):
+        expect("2 of 7 are the first", answer(0.0, 0, 7.0, 2), (7.0, 2), hint)
 
 
 @check
@@ -219,7 +224,8 @@ def clip_update(answer: Answer) -> None:
     expect("length 5, limit 2.5", answer(old, state, 2.5), {"w": [11.5, 20], "b": [3]}, hint)
     expect("length 5, limit 4.5", answer(old, state, 4.5), {"w": [12.7, 20], "b": [4.6]}, hint)
     expect("length 5, limit 50", answer(old, state, 50), state, "Must a short one change?")
-    expect("length 0, limit 1", answer(old, old, 1), old, "What is a length of zero divided by?")
+    with on_error(ZeroDivisionError, "And an update of length 0?"):
+        expect("length 0, limit 1", answer(old, old, 1), old, "And an update of length 0?")
 
 
 # --- 07 Query and opt-in
@@ -238,15 +244,16 @@ def volunteers(answer: Answer) -> None:
     """How many nodes opt in before the time-out, on average."""
     late, never_late = "Who says yes, and who is in time?", "Can more than all nodes be in time?"
     expect("80 nodes, yes 0.9, delays up to 4 s, time-out 1 s", answer(80, 0.9, 4, 1), 18, late)
-    expect("50 nodes, yes 0.5, no delay, time-out 1 s", answer(50, 0.5, 0, 1), 25, never_late)
     expect("50 nodes, yes 0.5, up to 2 s, time-out 5 s", answer(50, 0.5, 2, 5), 25, never_late)
+    with on_error(ZeroDivisionError, "And without any delay?"):
+        expect("50 nodes, yes 0.5, no delay, time-out 1 s", answer(50, 0.5, 0, 1), 25, never_late)
 
 
 @check
 def collect_in_time(answer: Answer) -> None:
     """A poll loop that ends: everything has come, or the deadline has."""
 
-    def play(dues: list[float], timeout_s: float) -> tuple[Answer, float]:
+    def play(dues: list[float], timeout_s: float) -> tuple[Answer, float, int]:
         box = SimpleNamespace(now=100.0, due=[100 + due for due in dues], pulls=0)
 
         def pull() -> list[str]:
@@ -261,13 +268,18 @@ def collect_in_time(answer: Answer) -> None:
         def sleep(seconds: float) -> None:
             box.now += seconds
 
-        return answer(pull, len(dues), timeout_s, lambda: box.now, sleep), box.now - 100
+        got = answer(pull, len(dues), timeout_s, lambda: box.now, sleep)
+        return got, box.now - 100, box.pulls
 
-    replies, _ = play([1, 4, 7], 5)
-    asked = "replies due after 1, 4, 7 s, time-out 5 s"
-    expect(asked, replies, ["reply 1", "reply 4"], "Until when?")
-    replies, seconds = play([1, 2], 60)
-    expect("replies due after 1, 2 s, time-out 60 s", replies, ["reply 1", "reply 2"])
+    replies, _, pulls = play([1, 4, 7], 5)
+    asked, hint = (
+        "replies due after 1, 4, 7 s, time-out 5 s",
+        "Until when? Are earlier pulls kept?",
+    )
+    expect(asked, replies, ["reply 1", "reply 4"], hint)
+    expect("more than 3,000 pulls in these 5 s", pulls > 3_000, False, "Does it ever rest?")
+    replies, seconds, _ = play([1, 2], 60)
+    expect("replies due after 1, 2 s, time-out 60 s", replies, ["reply 1", "reply 2"], hint)
     expect("did it end within 4 s, all replies being there", seconds < 4, True, "Why wait on?")
 
 

@@ -93,7 +93,8 @@ class LocalGrid(Grid):
         replies: list[Message] = []
         for message_id in ids:
             if time.monotonic() < end:
-                replies.extend(self.pull_messages([message_id]))
+                came = self.pull_messages([message_id])
+                replies.extend(came if time.monotonic() < end else [])
         return replies
 
     def _run(self, message: Message) -> Message | None:
