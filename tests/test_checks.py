@@ -316,7 +316,7 @@ def _clip(scale: Any) -> Any:
 
 
 def _length(*tensors: Any) -> float:
-    return float(sum(t.square().sum() for t in tensors)) ** 0.5
+    return float(sum(t.square().sum() for t in tensors) ** 0.5)
 
 
 CASES["clip_update"] = (
@@ -408,21 +408,22 @@ CASES["cosine_rate"] = (
     [
         (partial(_cosine, first=0), "What is p in this round?"),
         (lambda r, total, initial: initial * (1 - 0.9 * (r - 1) / (total - 1)), "round 3 of 9"),
-        (lambda r, total, x: _cosine(r, total, x) / (total - 1) * (total - 1), "ZeroDivisionError"),
+        (lambda r, total, x: _cosine(r, total, x) / (total - 1) * (total - 1), "round 1 of 1"),
     ],
 )
 CASES["flattering_nodes"] = (
     lambda: [(500, 1000), (10, 10), (10, 10)],
     [
         (lambda: [(10, 10), (5, 10), (5, 10)], "Which node is large?"),
-        (lambda: [(1000, 1000), (5, 10), (5, 10)], "off by -0.5"),
+        (lambda: [(1000, 1000), (5, 10), (5, 10)], "got '-0.3235'"),
+        (lambda: [(0.9, 10), (10, 10), (10, 10)], "are counts"),
         (lambda: [(5, 10), (10, 10)], "expected 3, got 2"),
         (lambda: [(0.5, 1000), (11, 10), (10, 10)], "num_correct"),
     ],
 )
 
 
-def _momentum(model: Any, mean: Any, velocity: Any, beta: float, sign: int = 1) -> Answer:
+def _momentum(model: Any, mean: Any, velocity: Any, beta: float, sign: float = 1) -> Answer:
     new = {k: beta * velocity[k] + sign * (mean[k] - model[k]) for k in model}
     return {k: model[k] + new[k] for k in model}, new
 
@@ -436,8 +437,11 @@ def _momentum_in_place(model: Any, mean: Any, velocity: Any, beta: float) -> Ans
 CASES["momentum_step"] = (
     _momentum,
     [
-        (partial(_momentum, sign=-1), "velocity"),
+        (partial(_momentum, sign=-1), "from model to mean?"),
+        (partial(_momentum, sign=0.5), "All of the change"),
         (lambda x, mean, v, beta: _momentum(mean, mean, v, beta), "off by"),
+        (lambda *case: (_momentum(*case)[1], _momentum(*case)[1]), "From where"),
+        (lambda *case: _momentum(*case)[0], "two dictionaries"),
         (_momentum_in_place, "the arguments afterwards"),
     ],
 )
@@ -492,8 +496,8 @@ CASES["paired_difference"] = (
         (lambda a, b: _paired(a, b, ddof=0), "n - 1"),
         (_no_root, "the root of n"),
         (_in_order, "each seed that both have"),
-        (lambda a, b: _paired(b, a), "off by up to 6"),
-        (lambda a, b: _paired(a, {seed: b[seed] for seed in a}), "raised KeyError"),
+        (lambda a, b: _paired(b, a), "off by -6"),
+        (lambda a, b: _paired(a, {seed: b[seed] for seed in a}), "Not every run is there"),
     ],
 )
 
