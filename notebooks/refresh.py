@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ FEDLIB = HERE.parent / "fedlib" / "fedlib"
 CELL_TIMEOUT_S = 600
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-COST_LINE = re.compile(r"Computing time: \S+ s on two cores\. Memory: \S+ GB\.")
+MARK = "NOTEBOOK_UNDER_TEST"
+"""Environment variable by which the processes of one notebook are found again."""
+COST = re.compile(r"Computing time: (\d+) s on two cores\. Memory: (\d+\.\d) GB\.")
 PATHS = (  # what a path becomes in a saved output
     (re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?"), "<date>/<time>"),
     (re.compile(r"offline-run-\d{8}_\d{6}-\w+"), "offline-run-<time>-<id>"),
@@ -66,17 +69,21 @@ def execute(notebook: NotebookNode, env: dict[str, str]) -> None:
     asyncio.run(client.async_execute(env=env))
 
 
-def solve(notebook: NotebookNode) -> int:
-    """Put the folded solutions into the stubs; return how many there were."""
-    tagged = {tag: cell for cell in notebook.cells for tag in cell.metadata.get("tags", [])}
-    stubs = sorted(tag for tag in tagged if tag.startswith("exercise-"))
-    for stub in stubs:
-        folded = tagged[stub.replace("exercise-", "solution-")].source
-        match = re.search(r"```python\n(.*?)```", folded, re.DOTALL)
-        if match is None:
-            raise ValueError(f"{stub}: its solution has no block of Python")
-        tagged[stub].source = match[1].rstrip()
-    return len(stubs)
+def left_running(mark: str) -> list[str]:
+    """Return the command lines of what was started with the variable ``MARK`` and still runs.
+
+    Args:
+        mark: The variable's value; processes inherit it, whoever their parent is by now.
+    """
+    _, alive = psutil.wait_procs([p for p in psutil.process_iter() if _mark(p) == mark], timeout=10)
+    return [" ".join(process.cmdline()) for process in alive]
+
+
+def _mark(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(MARK)
+    except psutil.Error:
+        return None
 
 
 def tidy(notebook: NotebookNode) -> None:
@@ -136,6 +143,7 @@ def stamp(notebook: NotebookNode) -> dict[str, str]:
     return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
 
 
+@cache
 def api() -> dict[str, str]:
     """Return the signatures of fedlib's functions and classes, fields and methods included."""
     return {
@@ -193,7 +201,7 @@ def refresh(path: Path) -> str:
     seconds = max(5, 5 * round(cost["seconds"] / 5))
     line = f"Computing time: {seconds} s on two cores. Memory: {cost['memory_gb']:.1f} GB."
     for cell in notebook.cells:
-        cell.source = COST_LINE.sub(line, cell.source)
+        cell.source = COST.sub(line, cell.source)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,30 +55,32 @@ def test_a_simulation_says_a_clients_error_in_full_and_nothing_else() -> None:
     assert [line for line in lines if not line.startswith(known)] == []
 
 
-def test_flowers_own_log_goes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    flower = logging.getLogger("flwr")
-    before = flower.handlers, flower.propagate
-    try:
-        set_up_notebook()
-        flower.warning("deprecated")
-        flower.error("node %d died", 7)
-        captured = capsys.readouterr()
-    finally:
-        flower.handlers, flower.propagate = before
+@pytest.fixture
+def flower() -> Iterator[logging.Logger]:
+    """Flower's logger, set up as in a notebook and put back afterwards."""
+    logger = logging.getLogger("flwr")
+    before = logger.handlers, logger.propagate
+    set_up_notebook()
+    yield logger
+    logger.handlers, logger.propagate = before
+
+
+def test_flowers_own_log_goes_to_standard_output(
+    flower: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flower.warning("deprecated")
+    flower.error("node %d died", 7)
+    captured = capsys.readouterr()
     assert captured.out == "node 7 died\n"
     assert captured.err == ""
 
 
-def test_a_dead_client_process_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    flower = logging.getLogger("flwr")
-    before = flower.handlers, flower.propagate
-    try:
-        set_up_notebook()
-        flower.error("An exception was raised when processing a message by RayBackend")
-        flower.error("The actor died unexpectedly before finishing this task.")
-        flower.error("Traceback ...\nray.exceptions.ActorDiedError: The actor died unexpectedly")
-    finally:
-        flower.handlers, flower.propagate = before
+def test_a_dead_client_process_is_one_line(
+    flower: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flower.error("An exception was raised when processing a message by RayBackend")
+    flower.error("The actor died unexpectedly before finishing this task.")
+    flower.error("Traceback ...\nray.exceptions.ActorDiedError: The actor died unexpectedly")
     died = "A client process died; the message that it had is lost.\n"
     assert capsys.readouterr().out == died
 
@@ -148,6 +151,6 @@ def test_a_verdict_compares_numbers_texts_tensors_and_mappings(
     got: object, wanted: object, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check(lambda answer: expect("it", answer, wanted))(got)
-    assert capsys.readouterr().out.startswith("❌" if line else "✅")
-    check(lambda answer: expect("it", answer, wanted))(got)
-    assert line in capsys.readouterr().out
+    verdict = capsys.readouterr().out
+    assert verdict.startswith("❌" if line else "✅")
+    assert line in verdict

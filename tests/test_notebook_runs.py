@@ -1,41 +1,31 @@
 """Every notebook runs with its exercises solved; as committed, it runs under nbmake."""
 
-import os
+import re
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-import pytest
 import refresh
+from nbformat import NotebookNode
 
-from test_notebooks import NOTEBOOKS, read, tagged, texts
+from test_notebooks import each, read, tagged, texts
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@each
 def test_with_every_exercise_solved_it_runs_and_leaves_no_process(
     path: Path, tmp_path: Path
 ) -> None:
-    notebook = read(path)
-    refresh.solve(notebook)
-    mark = uuid.uuid4().hex
-    refresh.execute(notebook, refresh.environment(tmp_path) | {"NOTEBOOK_UNDER_TEST": mark})
+    notebook, mark = read(path), uuid.uuid4().hex
+    solve(notebook)
+    refresh.execute(notebook, refresh.environment(tmp_path) | {refresh.MARK: mark})
     for check in tagged(notebook, "check").values():
         assert "".join(texts(check)).startswith("✅")
-    assert left_over(mark) == []
+    assert refresh.left_running(mark) == []
 
 
-def left_over(mark: str) -> list[str]:
-    """The processes that a notebook started and that still run, found by what they inherit."""
-    _, alive = psutil.wait_procs(list(marked(mark)), timeout=10)
-    return [" ".join(process.cmdline()) for process in alive]
-
-
-def marked(mark: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        try:
-            inherited = process.environ().get("NOTEBOOK_UNDER_TEST") == mark
-        except psutil.Error:
-            continue
-        if inherited and process.pid != os.getpid():
-            yield process
+def solve(notebook: NotebookNode) -> None:
+    """Put the folded solutions into the stubs."""
+    solutions = tagged(notebook, "solution")
+    for number, stub in tagged(notebook, "exercise").items():
+        code = re.search(r"```python\n(.*?)```", solutions[number].source, re.DOTALL)
+        assert code, f"solution {number} has no block of Python"
+        stub.source = code[1].rstrip()

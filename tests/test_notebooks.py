@@ -5,12 +5,16 @@ import itertools
 import re
 import statistics
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import nbformat
 import pytest
 import refresh
 from nbformat import NotebookNode
+from refresh import COST
+
+from test_package import PUBLIC_FLOWER
 
 FOLDER = Path(refresh.__file__).parent
 NAMES = (
@@ -18,9 +22,7 @@ NAMES = (
     *("04-the-client-app", "05-one-round", "06-aggregation", "07-query-and-opt-in"),
     *("08-the-round-loop", "09-tracking-and-plots"),
 )
-NOTEBOOKS = [FOLDER / f"{name}.ipynb" for name in NAMES if (FOLDER / f"{name}.ipynb").exists()]
-PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
-COST = re.compile(r"Computing time: (\d+) s on two cores\. Memory: (\d+\.\d) GB\.")
+NOTEBOOKS = [FOLDER / f"{name}.ipynb" for name in NAMES]
 OPENING = (
     "**You will build** ",
     "**You need to know** ",
@@ -141,7 +143,7 @@ def test_it_opens_and_closes_as_all_do(path: Path) -> None:
     assert opening.startswith(f"# {path.stem[:2]} · ")
     assert all(part in opening for part in OPENING)
     assert COST.search(opening)
-    parts = re.split(r"^## (.*)$", "\n\n".join(c.source for c in prose(notebook)), flags=re.M)
+    parts = re.split(r"^## (.*)$", all_prose(path), flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert tuple(sections)[-4:] == CLOSING
     assert sections["Three questions"].count("<details>") == 3
@@ -186,6 +188,7 @@ def test_it_does_not_define_what_another_notebook_defines(path: Path) -> None:
     assert not definitions(path) & set().union(*(definitions(p) for p in NOTEBOOKS if p != path))
 
 
+@cache
 def definitions(path: Path) -> set[str]:
     """The bodies of a notebook's functions and classes that are longer than two lines."""
     trees = (ast.parse(magicless(cell)) for cell in refresh.code_cells(read(path)))
@@ -276,7 +279,8 @@ def test_the_readme_says_what_each_notebook_takes() -> None:
         re.findall(r"^\| \d\d \| .*\]\(notebooks/([\w-]+)\.ipynb\).* \| (\d+) s \|$", readme, re.M)
     )
     costs = {path.stem: COST.search(read(path).cells[0].source) for path in NOTEBOOKS}
-    assert stated == {name: cost[1] for name, cost in costs.items() if cost}
+    assert all(costs.values())
+    assert stated == {name: cost[1] for name, cost in costs.items()}
 
 
 def glossary() -> list[tuple[str, str, str]]:
@@ -294,10 +298,15 @@ def test_the_glossary_is_in_order_and_explains_in_two_sentences() -> None:
         assert len(re.findall(r"[.?](?= |$)", explanation)) == 2, term
 
 
+@cache
+def all_prose(path: Path) -> str:
+    return "\n\n".join(cell.source for cell in prose(read(path)))
+
+
 @pytest.mark.parametrize(("term", "_", "name"), glossary(), ids=lambda value: value[:30])
 def test_a_term_of_the_glossary_first_appears_where_it_says(term: str, _: str, name: str) -> None:
     """In prose; 00 names many things in passing, so it counts for the terms that it explains."""
     spelt = term.partition(" (")[0]
     word = re.compile(rf"(?<![\w-]){re.escape(spelt)}", 0 if spelt.isupper() else re.I)
-    places = [p.stem for p in NOTEBOOKS if any(word.search(c.source) for c in prose(read(p)))]
+    places = [path.stem for path in NOTEBOOKS if word.search(all_prose(path))]
     assert name in (places[0], next((place for place in places if place[:2] != "00"), ""))

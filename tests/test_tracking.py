@@ -4,17 +4,16 @@ import dataclasses
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from make_wandb_plots import records
 
 from fedlib import garments
 from fedlib.client_app import make_client_app
@@ -66,28 +65,6 @@ def rounds_of(config: Config) -> list[dict[str, Any]]:
 # --- reading what W&B wrote --------------------------------------------------------------------
 
 
-def read_wandb(file: Path) -> Iterator[Any]:
-    """Yield the records of a .wandb file: LevelDB's log format after a header of 7 bytes.
-
-    Source: https://github.com/google/leveldb/blob/main/doc/log_format.md
-    """
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, position, parts = file.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
-    while position + 7 <= len(data):
-        left_in_block = 32_768 - position % 32_768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield Record.FromString(parts)
-            parts = b""
-
-
 @dataclasses.dataclass
 class Recorded:
     """What W&B has on disk about a run."""
@@ -112,7 +89,8 @@ def recorded(path: Path) -> Recorded:
 
 def read_recorded(file: Path) -> Recorded:
     seen = Recorded({}, {}, [], "", "")
-    for record in read_wandb(file):
+    assert file.read_bytes()[:4] == b":W&B"
+    for record in records(file):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             seen.name, seen.project = record.run.display_name, record.run.project

@@ -259,9 +259,8 @@ def collect_in_time(answer: Answer) -> None:
             box.now, box.pulls = box.now + 0.001, box.pulls + 1
             if box.pulls > 10_000:
                 raise RuntimeError("10,000 pulls: when does the loop end?")
-            came, box.due = (
-                [due for due in box.due if (due <= box.now) is there] for there in (True, False)
-            )
+            came = [due for due in box.due if due <= box.now]
+            box.due = [due for due in box.due if due > box.now]
             return [f"reply {due - 100:g}" for due in came]
 
         def sleep(seconds: float) -> None:
@@ -271,10 +270,7 @@ def collect_in_time(answer: Answer) -> None:
         return got, box.now - 100, box.pulls
 
     replies, _, pulls = play([1, 4, 7], 5)
-    asked, hint = (
-        "replies due after 1, 4, 7 s, time-out 5 s",
-        "Until when? Are earlier pulls kept?",
-    )
+    asked, hint = "replies due after 1, 4, 7 s, time-out 5 s", "Until when? Are earlier pulls kept?"
     expect(asked, replies, ["reply 1", "reply 4"], hint)
     expect("more than 3,000 pulls in these 5 s", pulls > 3_000, False, "Does it ever rest?")
     replies, seconds, _ = play([1, 2], 60)
