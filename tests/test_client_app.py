@@ -179,7 +179,7 @@ def test_an_expired_message_is_answered_at_once_and_not_delivered(
     def never(*_: object) -> None:
         raise AssertionError("the handler worked on a message that had expired")
 
-    monkeypatch.setattr(client_app_module, "load_partition", never)
+    monkeypatch.setattr("fedlib.data.load_partition", never)
     monkeypatch.setattr(client_app_module, "numpy_generator", never)
     app = Recording(make_client_app(dataclasses.replace(small_config, query_max_delay=30.0)))
     grid = LocalGrid(app, NUM_NODES)
@@ -308,7 +308,7 @@ def test_an_exception_that_nobody_foresaw_propagates(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(client_app_module, "train", broken)
+    monkeypatch.setattr("fedlib.training.train", broken)
     grid = LocalGrid(make_client_app(small_config), NUM_NODES)
     message = Message(train_content(small_config, model), 2, "train")
     with pytest.raises(ZeroDivisionError, match="a bug"):

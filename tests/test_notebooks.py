@@ -20,7 +20,7 @@ FOLDER = Path(refresh.__file__).parent
 NAMES = (
     *("00-start-here", "01-fifty-data-sets", "02-model-and-training", "03-messages-and-records"),
     *("04-the-client-app", "05-one-round", "06-aggregation", "07-query-and-opt-in"),
-    *("08-the-round-loop", "09-tracking-and-plots"),
+    *("08-the-round-loop", "09-tracking-and-plots", "10-from-notebook-to-app", "11-deployment"),
 )
 NOTEBOOKS = [FOLDER / f"{name}.ipynb" for name in NAMES]
 OPENING = (

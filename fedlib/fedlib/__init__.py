@@ -36,6 +36,9 @@ _PUBLIC = {
         *("load_results", "plot_metrics", "plot_partitions", "plot_timeline"),
     ),
     "notebook": ("BACKEND", "set_up_notebook", "show"),
+    "processes": ("FlowerHome",),
+    "credentials": ("Credentials", "make_credentials"),
+    "deployment": ("Deployment",),
     "errors": (
         "ConfigError",
         "DataError",

@@ -1,26 +1,36 @@
-"""The ClientApp: a thin shell that decodes a message, calls the core, and encodes the reply."""
+"""The ClientApp: a thin shell that decodes a message, calls the core, and encodes the reply.
 
+In a deployment, each message is answered by a process of its own. Whoever answers a QUERY must
+not pay for PyTorch (two seconds of import): what needs it is imported where it is used.
+"""
+
+import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlib import messages
 from fedlib.config import Config
-from fedlib.data import Partition, load_partition, open_dataset
 from fedlib.errors import DataError, FedlibError, TooLateError
-from fedlib.model import CNN, State, check_state
 from fedlib.randomness import Stream, numpy_generator, torch_generator
-from fedlib.training import evaluate, single_thread, train
+
+if TYPE_CHECKING:
+    from fedlib.data import Partition
+    from fedlib.model import CNN, State
 
 OPT_IN_PROBABILITY = 0.5
 REFUSED = 100
 """Code of the ``Error`` that carries a ``FedlibError``'s text (Flower's own end below 100)."""
 EXPIRED_TTL_S = 1e-6
 """Time-to-live of a reply that must not arrive."""
+TRACE = "FEDLIB_TRACE"
+"""Environment variable: a file to which every answered message adds when it was what."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,10 @@ class Node:
         """Which partition the node holds, from 0."""
         return self.identity.partition_id
 
-    def load(self, dataset: str) -> Partition:
+    def load(self, dataset: str) -> "Partition":
         """Return the node's own part of a data set."""
+        from fedlib.data import load_partition, open_dataset
+
         return load_partition(
             open_dataset(dataset),
             self.identity.num_partitions,
@@ -79,11 +91,15 @@ def make_client_app(config: Config | None = None) -> ClientApp:
 
 def answer(handler: Handler, message: Message, context: Context, config: Config | None) -> Message:
     """Call a handler; what a person can put right goes back as one line, not as a traceback."""
+    began, startup_s = time.time(), time.process_time()
     try:
         if seconds_left(message) <= 0:
             raise TooLateError("the message had expired when its turn came")
         config = config or Config.from_run_config(context.run_config)
-        return Message(handler(message, Node(config, _identity(context))), reply_to=message)
+        node = Node(config, _identity(context))
+        content = handler(message, node)
+        _trace(message, node, began, startup_s)
+        return Message(content, reply_to=message)
     except TooLateError as error:
         # A ClientApp cannot but reply; this reply has expired too, and Flower drops it.
         ttl = EXPIRED_TTL_S if seconds_left(message) > EXPIRED_TTL_S else None
@@ -94,6 +110,8 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
 
 def handle_train(message: Message, node: Node) -> RecordDict:
     """Train the global model on the node's own data; reply with weights, weight and loss."""
+    from fedlib.training import single_thread, train
+
     request = messages.decode_train_request(message.content)
     config, partition = node.config, node.load(request.dataset)
     model = _load_model(request.model)
@@ -116,6 +134,8 @@ def handle_train(message: Message, node: Node) -> RecordDict:
 
 def handle_evaluate(message: Message, node: Node) -> RecordDict:
     """Evaluate the global model on the node's own validation split."""
+    from fedlib.training import evaluate, single_thread
+
     request = messages.decode_evaluate_request(message.content)
     partition = node.load(request.dataset)
     with single_thread():
@@ -158,6 +178,21 @@ def seconds_left(message: Message) -> float:
     return message.metadata.created_at + message.metadata.ttl - time.time()
 
 
+def _trace(message: Message, node: Node, began: float, startup_s: float) -> None:
+    """Note when what happened (seconds since the epoch), if somebody asked for that."""
+    if path := os.environ.get(TRACE):
+        moments = {
+            "message_type": message.metadata.message_type,
+            "partition_id": node.partition_id,
+            "sent": message.metadata.created_at,
+            "startup_cpu_s": startup_s,  # what this process had computed before
+            "began": began,
+            "ended": time.time(),
+        }
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(moments) + "\n")  # one short write: lines do not mix
+
+
 def _identity(context: Context) -> messages.Identity:
     wanted = ("partition-id", "num-partitions")
     partition_id, num_partitions = (context.node_config.get(key) for key in wanted)
@@ -170,7 +205,11 @@ def _identity(context: Context) -> messages.Identity:
     return messages.Identity(partition_id, num_partitions)
 
 
-def _load_model(state: State) -> CNN:
+def _load_model(state: "State") -> "CNN":
+    import torch
+
+    from fedlib.model import CNN, check_state
+
     model = CNN(torch.Generator())
     check_state(state, model.state_dict())
     model.load_state_dict(state)
@@ -179,6 +218,8 @@ def _load_model(state: State) -> CNN:
 
 def _device() -> str:
     """A GPU if the engine gave this process one (Ray hides those it did not), else the CPU."""
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -13,6 +13,9 @@ from fedlib.errors import FedlibError, ReplyError, one_line
 from fedlib.results import Stage
 
 POLL_INTERVAL_S = 0.02
+POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
+"""The longer a question is out, the more seldom we look: over a network, looking costs both
+sides something, and who looks the moment a reply is announced finds it without its arrays."""
 IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
 REASON_LENGTH = 300
 _EXPIRED = (3, 4)
@@ -119,7 +122,9 @@ class Federation:
                 if asked is not None and self._take(reply, asked, accept, stage):
                     silent.discard(asked)
             if waiting and not replies:
-                time.sleep(POLL_INTERVAL_S)
+                out_for = time.monotonic() - start
+                pause = min(max(POLL_INTERVAL_S, POLL_SHARE * out_for), MAX_POLL_INTERVAL_S)
+                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
         stage.num_missing = len(silent)
         if not late_is_normal:
             stage.problems += [

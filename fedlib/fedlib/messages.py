@@ -21,14 +21,15 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
 
 from fedlib.errors import ReplyError
-from fedlib.model import State
-from fedlib.training import Evaluation, Weighted
+
+if TYPE_CHECKING:  # a node answers a QUERY without PyTorch, whose import takes two seconds
+    from fedlib.model import State
+    from fedlib.training import Evaluation, Weighted
 
 TRAIN = MessageType.TRAIN
 EVALUATE = MessageType.EVALUATE
@@ -46,7 +47,7 @@ _MODEL, _CONFIG, _METRICS = "model", "config", "metrics"
 class TrainRequest:
     """What a node is told when it shall train."""
 
-    model: State
+    model: "State"
     server_round: int
     dataset: str
     learning_rate: float
@@ -56,16 +57,16 @@ class TrainRequest:
 class TrainReply:
     """What a node answers: its model, its weight in the mean, its training loss."""
 
-    model: State
+    model: "State"
     num_examples: int
-    loss: Weighted
+    loss: "Weighted"
 
 
 @dataclass(frozen=True)
 class EvaluateRequest:
     """What a node is told when it shall evaluate."""
 
-    model: State
+    model: "State"
     server_round: int
     dataset: str
 
@@ -78,7 +79,7 @@ class Identity:
     num_partitions: int
 
 
-def encode_model(state: State) -> ArrayRecord:
+def encode_model(state: "State") -> ArrayRecord:
     """Serialise a model once; the same record can go into every message of a round."""
     return ArrayRecord({name: tensor.detach().cpu() for name, tensor in state.items()})
 
@@ -110,6 +111,8 @@ def encode_train_reply(reply: TrainReply) -> RecordDict:
 
 def decode_train_reply(content: RecordDict) -> TrainReply:
     """Read the content of the reply to a TRAIN message."""
+    from fedlib.training import Weighted
+
     _expect_records(content, _MODEL, _METRICS)
     wanted = {"num-examples": int, "loss-sum": float, "loss-weight": int}
     num_examples, loss_sum, loss_weight = _values(content, _METRICS, wanted)
@@ -131,15 +134,17 @@ def decode_evaluate_request(content: RecordDict) -> EvaluateRequest:
     return EvaluateRequest(_model(content), server_round, dataset)
 
 
-def encode_evaluate_reply(evaluation: Evaluation) -> RecordDict:
+def encode_evaluate_reply(evaluation: "Evaluation") -> RecordDict:
     """Return the content of the reply to an EVALUATE message."""
     loss = {"loss-sum": evaluation.loss.sum, "num-correct": int(evaluation.correct.sum)}
     metrics = MetricRecord({"num-examples": evaluation.loss.weight, **loss})
     return RecordDict({_METRICS: metrics})
 
 
-def decode_evaluate_reply(content: RecordDict) -> Evaluation:
+def decode_evaluate_reply(content: RecordDict) -> "Evaluation":
     """Read the content of the reply to an EVALUATE message."""
+    from fedlib.training import Evaluation, Weighted
+
     _expect_records(content, _METRICS)
     wanted = {"num-examples": int, "loss-sum": float, "num-correct": int}
     num_examples, loss_sum, num_correct = _values(content, _METRICS, wanted)
@@ -156,8 +161,7 @@ def encode_query_request(server_round: int) -> RecordDict:
 def decode_query_request(content: RecordDict) -> int:
     """Read the content of a QUERY message: the round."""
     _expect_records(content, _CONFIG)
-    server_round: int = _values(content, _CONFIG, {"server-round": int})[0]
-    return server_round
+    return int(_values(content, _CONFIG, {"server-round": int})[0])
 
 
 def encode_query_reply(opt_in: bool) -> RecordDict:
@@ -227,7 +231,7 @@ def _values(content: RecordDict, record_name: str, wanted: Mapping[str, type]) -
     return [record[key] for key in wanted]
 
 
-def _model(content: RecordDict) -> dict[str, torch.Tensor]:
+def _model(content: RecordDict) -> "State":
     record = content[_MODEL]
     if not isinstance(record, ArrayRecord):
         raise ReplyError(f"{_MODEL}: expected an ArrayRecord, got {type(record).__name__}")

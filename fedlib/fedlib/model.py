@@ -29,21 +29,19 @@ class CNN(nn.Module):
 
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
-        with torch.device("meta"):  # shapes only: nothing is drawn yet
-            self.conv1 = nn.Conv2d(1, 16, kernel_size=5)
-            self.norm1 = nn.GroupNorm(4, 16)
-            self.conv2 = nn.Conv2d(16, 32, kernel_size=5)
-            self.norm2 = nn.GroupNorm(8, 32)
-            self.fc1 = nn.Linear(32 * 4 * 4, 128)
-            self.fc2 = nn.Linear(128, 10)
-        self.to_empty(device="cpu")
-        self.norm1.reset_parameters()  # ones and zeros
-        self.norm2.reset_parameters()
+        # On "meta" a layer has shapes only: nothing is drawn yet.
+        self.conv1 = nn.Conv2d(1, 16, kernel_size=5, device="meta")
+        self.norm1 = nn.GroupNorm(4, 16)  # ones and zeros
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=5, device="meta")
+        self.norm2 = nn.GroupNorm(8, 32)
+        self.fc1 = nn.Linear(32 * 4 * 4, 128, device="meta")
+        self.fc2 = nn.Linear(128, 10, device="meta")
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
             bound = layer.weight[0].numel() ** -0.5
-            for parameter in (layer.weight, layer.bias):
-                assert parameter is not None
-                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            for name, parameter in list(layer.named_parameters()):
+                # Not to_empty(), which imports sympy for half a second.
+                values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                setattr(layer, name, nn.Parameter(values))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (N, 1, 28, 28) to logits (N, 10)."""

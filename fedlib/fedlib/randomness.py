@@ -6,9 +6,12 @@ runs them and the number of processes change nothing.
 """
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 SERVER = -1
 """The partition id under which the server draws: it holds no partition."""
@@ -36,8 +39,10 @@ def numpy_generator(
 
 def torch_generator(
     seed: int, server_round: int, partition_id: int, stream: Stream
-) -> torch.Generator:
+) -> "torch.Generator":
     """Return PyTorch's CPU generator for one purpose, of one node, in one round."""
+    import torch
+
     sequence = np.random.SeedSequence(_entropy(seed, server_round, partition_id, stream))
     # 63 bits: manual_seed takes a signed 64-bit integer.
     return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))

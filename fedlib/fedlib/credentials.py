@@ -1,0 +1,195 @@
+"""Who may talk to whom: a certificate authority, the SuperLink's certificate, the nodes' keys.
+
+TLS answers "is this the SuperLink?": it shows a certificate for its host name, signed by an
+authority (CA) that the nodes trust. A node's key answers "is this one of our nodes?": it signs
+each request, and the SuperLink knows the public half. As a program:
+``python -m fedlib.credentials FOLDER --nodes 3 --host superlink``.
+"""
+
+import argparse
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedlib.errors import FedlibError
+
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+VALID_DAYS = 365
+PRIVATE, PUBLIC = 0o600, 0o644
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Where the files lie.
+
+    Attributes:
+        folder: What holds them all; only its owner may enter.
+        ca: The authority's certificate (PEM), which every node and every user needs.
+        certificate: The SuperLink's certificate (PEM).
+        key: Its private key (PEM), mode 0600.
+        node_keys: The nodes' private keys (OpenSSH), mode 0600; the public key lies beside each,
+            with ``.pub`` added to its name.
+    """
+
+    folder: Path
+    ca: Path
+    certificate: Path
+    key: Path
+    node_keys: tuple[Path, ...]
+
+
+def make_credentials(
+    folder: Path, num_nodes: int, hosts: Sequence[str] = THIS_MACHINE
+) -> Credentials:
+    """Make everything that a federation with TLS and authenticated nodes needs.
+
+    The authority's private key is never written: once this function returns, nobody can sign
+    another certificate with it. To add a host, make a new set.
+
+    Args:
+        folder: An empty or new folder, outside any repository.
+        num_nodes: How many nodes get a key.
+        hosts: Host names and IP addresses under which the SuperLink is reached.
+
+    Raises:
+        FedlibError: The folder holds something or cannot be written.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise FedlibError(
+                f"credentials: expected an empty folder, got {folder} with files in it; "
+                f"choose another one, or delete it if no SuperLink uses them any more"
+            )
+        ca_key, server_key = new_key(), new_key()
+        ca = sign(ca_key, "fedlib CA", ca_key, "fedlib CA")
+        certificate = sign(ca_key, "fedlib CA", server_key, "SuperLink", hosts)
+        paths = Credentials(
+            folder,
+            _write(folder / "ca.crt", ca.public_bytes(ser.Encoding.PEM), PUBLIC),
+            _write(folder / "server.pem", certificate.public_bytes(ser.Encoding.PEM), PUBLIC),
+            _write(folder / "server.key", private_bytes(server_key, ser.PrivateFormat.PKCS8)),
+            tuple(folder / f"node-{n}" for n in range(num_nodes)),
+        )
+        for path in paths.node_keys:
+            write_node_key(path)
+        return paths
+    except OSError as error:
+        raise FedlibError(f"credentials: expected a folder to write to, got: {error}") from error
+
+
+def write_node_key(path: Path) -> None:
+    """Make a key pair for a node: the private half at ``path``, the public one at ``path.pub``."""
+    key = new_key()
+    _write(path, private_bytes(key, ser.PrivateFormat.OpenSSH))
+    public = key.public_key().public_bytes(ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH)
+    _write(path.with_name(path.name + ".pub"), public, PUBLIC)
+
+
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """Return a new private key on P-384, the curve that Flower names for SuperNodes."""
+    return ec.generate_private_key(ec.SECP384R1())
+
+
+def sign(
+    ca_key: ec.EllipticCurvePrivateKey,
+    issuer: str,
+    key: ec.EllipticCurvePrivateKey,
+    subject: str,
+    hosts: Sequence[str] = (),
+) -> x509.Certificate:
+    """Return a certificate that says, with the authority's signature: this key is ``subject``'s.
+
+    Without hosts it is an authority's own, which may sign others; with hosts a server's.
+
+    Source: the extensions that RFC 5280, section 4.2, asks of each; Python 3.13 insists on them.
+    """
+    now, is_ca = datetime.now(UTC), not hosts
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_name(subject))
+        .issuer_name(_name(issuer))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))  # clocks differ
+        .not_valid_after(now + timedelta(days=VALID_DAYS))
+    )
+    public, ca_public = key.public_key(), ca_key.public_key()
+    extensions: list[tuple[x509.ExtensionType, bool]] = [
+        (x509.BasicConstraints(ca=is_ca, path_length=None), True),
+        (x509.SubjectKeyIdentifier.from_public_key(public), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_public), False),
+        (_key_usage(is_ca), True),
+    ]
+    if hosts:
+        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+        extensions += [(names, False), (purpose, False)]
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(ca_key, hashes.SHA384())
+
+
+def private_bytes(key: ec.EllipticCurvePrivateKey, form: ser.PrivateFormat) -> bytes:
+    """Return a private key as text, not encrypted: the file's mode protects it."""
+    return key.private_bytes(ser.Encoding.PEM, form, ser.NoEncryption())
+
+
+def _write(path: Path, content: bytes, mode: int = PRIVATE) -> Path:
+    """Create a file with its mode from the start: at no time can others read it."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(content)
+    return path
+
+
+def _key_usage(is_ca: bool) -> x509.KeyUsage:
+    unused = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    return x509.KeyUsage(
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        encipher_only=False,
+        decipher_only=False,
+        **dict.fromkeys(unused, False),
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Make a set of credentials, as told on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m fedlib.credentials", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a new folder, outside any repository")
+    parser.add_argument("--nodes", type=int, default=3, help="how many nodes get a key")
+    parser.add_argument(
+        "--host", action="append", default=[], help="name or address of the SuperLink, repeatable"
+    )
+    given = parser.parse_args(arguments)
+    try:
+        made = make_credentials(given.folder, given.nodes, [*given.host, *THIS_MACHINE])
+    except FedlibError as error:
+        sys.exit(str(error))
+    print(f"{made.folder}: ca.crt, server.pem, server.key and {given.nodes} node keys")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,197 @@
+"""A federation of real processes on this machine: one SuperLink, a SuperNode for each partition.
+
+    with Deployment(num_nodes=3) as deployment:
+        run_id = deployment.submit(Config(query_timeout=30.0))
+        print(deployment.wait(run_id))
+
+With TLS and authenticated nodes; all files lie in a temporary folder and go with the block.
+"""
+
+import json
+import os
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from fedlib import warm
+from fedlib.client_app import TRACE
+from fedlib.config import Config, absolute
+from fedlib.credentials import make_credentials, write_node_key
+from fedlib.errors import FedlibError
+from fedlib.processes import POLL_INTERVAL_S, START_TIMEOUT_S, FlowerHome, free_port, last_words
+
+APP = Path(__file__).resolve().parents[1]
+"""The app's folder, which ``flwr run`` packs and sends."""
+CONNECTION = "deployment"
+"""What Flower's configuration calls this SuperLink."""
+
+
+class Deployment(FlowerHome):
+    """One SuperLink and its SuperNodes, ready when the block begins (or ``start()`` returns).
+
+    Args:
+        num_nodes: How many partitions, each held by a SuperNode of its own.
+        tls: With TLS and authenticated nodes; without, all is plain HTTP and everybody may join.
+        keep_warm: Answer messages from forks of a warm process (``fedlib.warm``).
+        environment: Environment variables for the processes, besides this process's own.
+
+    Attributes:
+        port: Where the SuperLink listens.
+        credentials: The certificates and keys, or None.
+        superlink: Its process.
+        supernodes: The SuperNodes' processes, by partition.
+    """
+
+    def __init__(
+        self,
+        num_nodes: int,
+        *,
+        tls: bool = True,
+        keep_warm: bool = warm.AVAILABLE,
+        **environment: str,
+    ) -> None:
+        super().__init__(**environment)
+        self.num_nodes, self.port, self.keep_warm = num_nodes, free_port(), keep_warm
+        self.environment[TRACE] = str(self.folder / "trace.jsonl")
+        folder = self.folder / "credentials"
+        self.credentials = make_credentials(folder, num_nodes) if tls else None
+        trust = f'root-certificates = "{folder / "ca.crt"}"' if tls else "insecure = true"
+        (self.folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n'
+            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n{trust}\n',
+            encoding="utf-8",
+        )
+        self.superlink: psutil.Popen | None = None
+        self.supernodes: dict[int, psutil.Popen] = {}
+        self._keys = {n: folder / f"node-{n}" for n in range(num_nodes)}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start everything and wait until it is ready; on failure, leave nothing.
+
+        Raises:
+            FedlibError: A process did not start; the text has its last words.
+        """
+        try:
+            if self.keep_warm:
+                folder = self.folder / "warm"
+                self.start_process("warm", "python", "-m", "fedlib.warm", str(folder))
+                self.environment["PATH"] = f"{folder}{os.pathsep}{self.environment['PATH']}"
+            self.start_superlink()
+            for partition_id in range(self.num_nodes):
+                self.register(partition_id)
+                self.start_supernode(partition_id)
+            for partition_id in range(self.num_nodes):
+                self.wait_for_supernode(partition_id)
+            if self.keep_warm:
+                self.wait_for("warm", warm.READY)
+        except BaseException:
+            self.close()
+            raise
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it answers; its database outlives a restart."""
+        command = ["flower-superlink", "--port", str(self.port)]
+        command += ["--database", str(self.folder / "state.db")]
+        if made := self.credentials:
+            command += ["--ssl-ca-certfile", str(made.ca), "--ssl-certfile", str(made.certificate)]
+            command += ["--ssl-keyfile", str(made.key), "--enable-supernode-auth"]
+        else:
+            command.append("--insecure")
+        self.superlink = self.start_process("superlink", *command)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._answers():
+            if self.superlink.poll() is not None or time.monotonic() > deadline:
+                raise FedlibError(f"SuperLink: did not start: {last_words(self.log('superlink'))}")
+            time.sleep(POLL_INTERVAL_S)
+
+    def register(self, partition_id: int) -> None:
+        """Make a node's public key known to the SuperLink (without TLS, everybody may join)."""
+        if self.credentials:
+            self.flwr("supernode", "register", f"{self._keys[partition_id]}.pub", CONNECTION)
+
+    def start_supernode(self, partition_id: int) -> psutil.Popen:
+        """Start the SuperNode that holds a partition, without waiting for it."""
+        command = ["flower-supernode", "--superlink", f"127.0.0.1:{self.port}"]
+        command += ["--port", str(free_port())]
+        shares = f"partition-id={partition_id} num-partitions={self.num_nodes}"
+        command += ["--node-config", shares]
+        if made := self.credentials:
+            command += ["--root-certificates", str(made.ca)]
+            command += ["--auth-supernode-private-key", str(self._keys[partition_id])]
+        else:
+            command.append("--insecure")
+        self.log_file(f"supernode-{partition_id}").unlink(missing_ok=True)
+        process = self.start_process(f"supernode-{partition_id}", *command)
+        self.supernodes[partition_id] = process
+        return process
+
+    def wait_for_supernode(self, partition_id: int) -> int:
+        """Wait until the SuperLink has let a SuperNode in, and return its node id."""
+        line = self.wait_for(f"supernode-{partition_id}", "SuperNode ID:")
+        return int(line.rpartition(":")[2])
+
+    def replace_supernode(self, partition_id: int) -> int:
+        """Put a new SuperNode, with a new key, in the place of one that died.
+
+        For up to a minute Flower takes a node that was killed for one that is online, lets no
+        other in under its key, and no server know. Unregistering it makes both end at once.
+        """
+        if self.credentials:
+            dead = self.wait_for_supernode(partition_id)
+            self.flwr("supernode", "unregister", str(dead), CONNECTION)
+            key = self._keys[partition_id]
+            self._keys[partition_id] = key.with_name(f"{key.name}-new")
+            write_node_key(self._keys[partition_id])
+            self.register(partition_id)
+        self.start_supernode(partition_id)
+        return self.wait_for_supernode(partition_id)
+
+    def submit(self, config: Config) -> str:
+        """Hand in a run of fedlib's app and return its id; the run goes on by itself."""
+        config = replace(config, output_dir=str(absolute(config.output_dir)))
+        values = config.to_run_config().items()
+        given = " ".join(f"{key}={json.dumps(value)}" for key, value in values)
+        arguments = ("run", str(APP), CONNECTION, "--run-config", given, "--format", "json")
+        return str(json.loads(self.flwr(*arguments))["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """Return how a run stands, such as ``finished:completed``."""
+        listed = json.loads(self.flwr("list", CONNECTION, "--run-id", run_id, "--format", "json"))
+        return str(listed["runs"][0]["status"])
+
+    def wait(self, run_id: str, show: Callable[[str], object] | None = None) -> str:
+        """Wait until a run has ended and return its log (``show`` gets each line as it comes).
+
+        Raises:
+            FedlibError: It ended otherwise than completed.
+        """
+        log = self.flwr("log", run_id, CONNECTION, "--stream", show=show)
+        if not (status := self.status(run_id)).endswith("completed"):
+            raise FedlibError(f"run {run_id}: {status}: {last_words(log)}")
+        return log
+
+    def trace(self) -> list[dict[str, Any]]:
+        """Return when each message was sent, and its handler began and ended, as nodes noted."""
+        lines = Path(self.environment[TRACE]).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def _answers(self) -> bool:
+        context, scheme = None, "http"
+        if made := self.credentials:
+            context, scheme = ssl.create_default_context(cafile=made.ca), "https"
+        with suppress(OSError):
+            url = f"{scheme}://127.0.0.1:{self.port}/health"
+            with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+                return bool(answer.status == 200)
+        return False

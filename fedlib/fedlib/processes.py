@@ -1,0 +1,186 @@
+"""Flower's commands and processes, in a folder of their own; afterwards nothing is left.
+
+with FlowerHome() as home:
+    print(home.flwr("run", "fedlib", "--stream"))
+"""
+
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from fedlib.errors import FedlibError
+
+BIN = Path(sys.executable).parent
+START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 10.0
+POLL_INTERVAL_S = 0.1
+COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+
+class FlowerHome:
+    """A ``FLWR_HOME`` of one's own; on leaving, every process that knows it ends.
+
+    Also without ``with``: ``close()``, the end of the interpreter and of the object's life do
+    the same. Only a process that is itself killed (SIGKILL) cannot clean up.
+
+    Args:
+        environment: Environment variables for the processes, besides this process's own.
+
+    Attributes:
+        folder: Flower's folder: temporary, for this user only.
+    """
+
+    def __init__(self, **environment: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="fedlib-flower-")).resolve()
+        self.environment = {
+            "FLWR_HOME": str(self.folder),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # all is in this environment
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            **environment,
+        }
+        self._end = weakref.finalize(self, _clean, self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes and remove the folder; a second call does nothing."""
+        self._end()
+
+    def flwr(
+        self, *arguments: str, timeout_s: float = 600.0, show: Callable[[str], object] | None = None
+    ) -> str:
+        """Run the ``flwr`` command and return what it printed, without colours.
+
+        Args:
+            arguments: As on the command line.
+            timeout_s: When to give up, in seconds.
+            show: Gets each line as it comes, such as ``print``.
+
+        Raises:
+            FedlibError: It failed or did not end in time; the text has its last words.
+        """
+        lines: list[str] = []
+        with subprocess.Popen(
+            [BIN / "flwr", *arguments],
+            env=os.environ | self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        ) as process:
+            alarm = threading.Timer(timeout_s, process.kill)
+            alarm.start()
+            try:
+                for line in process.stdout or ():
+                    lines.append(COLOURS.sub("", line))
+                    if show:
+                        show(lines[-1].rstrip("\n"))
+            finally:
+                in_time = alarm.is_alive()
+                alarm.cancel()
+                process.kill()  # no effect on one that has ended
+        output = "".join(lines)
+        if not in_time:
+            raise FedlibError(f"flwr {arguments[0]}: expected an end within {timeout_s:g} s")
+        if process.returncode != 0:
+            raise FedlibError(f"flwr {arguments[0]} failed: {last_words(output)}")
+        return output
+
+    def start_process(self, name: str, *command: str) -> psutil.Popen:
+        """Start a process in the background; what it prints is added to its log."""
+        with self.log_file(name).open("ab") as log:
+            return psutil.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                env=os.environ | self.environment | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us; we end the others
+            )
+
+    def log_file(self, name: str) -> Path:
+        """Return where a process's output goes."""
+        return self.folder / f"{name}.log"
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed so far, without colours."""
+        text = self.log_file(name).read_text(encoding="utf-8", errors="replace")
+        return COLOURS.sub("", text)
+
+    def wait_for(self, name: str, words: str, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Wait until a process's log has a line with these words, and return the line.
+
+        Raises:
+            FedlibError: It did not come; the text is what came instead.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for line in self.log(name).splitlines():
+                if words in line:
+                    return line
+            time.sleep(POLL_INTERVAL_S)
+        raise FedlibError(f"{name}: expected {words!r}, got: {last_words(self.log(name))}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes that were started with this folder, directly or not."""
+        return _processes(self.folder)
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens, below those that outgoing connections use."""
+    for port in secrets.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise FedlibError("ports: expected a free one between 20000 and 32000, found none")
+
+
+def last_words(text: str) -> str:
+    """Return the end of a log in one line."""
+    return " / ".join(line.strip() for line in text.splitlines() if line.strip())[-600:]
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get("FLWR_HOME") == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _clean(folder: Path) -> None:
+    """End all processes of a folder, politely at first, then remove it."""
+    try:
+        for process in _processes(folder):
+            with suppress(psutil.Error):
+                process.terminate()
+        psutil.wait_procs(_processes(folder), timeout=STOP_TIMEOUT_S)
+    finally:  # also when a second Ctrl-C breaks off the waiting
+        while left := _processes(folder):
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""A warm node: what is slow to import is imported once, and every message gets a fork of that.
+
+A SuperNode starts the command ``flwr-clientapp`` for each message, by its name. This program
+puts a command of that name into a folder; a SuperNode that finds it first on its ``PATH`` gets,
+for each message, a fork of this process, which has Flower and PyTorch in memory already: a
+process of its own as before, but after milliseconds, not seconds. Where this program has ended,
+the command runs Flower's own. The app itself is not kept: each fork imports what the run sent.
+
+    python -m fedlib.warm FOLDER
+    PATH=FOLDER:$PATH flower-supernode ...
+
+Linux only: elsewhere a fork of a process that has loaded PyTorch is not safe.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+COMMAND = "flwr-clientapp"
+READY = "Warm: waiting for messages"
+AVAILABLE = sys.platform == "linux"
+
+_SCRIPT = """#!{python} -IS
+import json, os, socket, sys
+try:
+    with socket.socket(socket.AF_UNIX) as warm:
+        warm.connect({address!r})
+        socket.send_fds(warm, [b"."], [1, 2])
+        warm.sendall(json.dumps([sys.argv, dict(os.environ), os.getcwd()]).encode())
+except OSError:  # nobody there: cold, then
+    os.execv({command!r}, [{command!r}, *sys.argv[1:]])
+"""
+
+
+def main(folder: Path) -> None:
+    """Import, write the command, and fork for everyone who calls it, until interrupted."""
+    import torch  # noqa: F401
+
+    [entry] = entry_points(group="console_scripts", name=COMMAND)
+    run = entry.load()
+    folder.mkdir(parents=True, exist_ok=True)
+    address = folder / "warm.sock"
+    address.unlink(missing_ok=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(address))
+        server.listen(64)
+        script = folder / COMMAND
+        own = shutil.which(COMMAND, path=str(Path(sys.executable).parent))
+        script.write_text(_SCRIPT.format(python=sys.executable, address=str(address), command=own))
+        script.chmod(0o700)
+        print(READY, flush=True)
+        while True:
+            caller, _ = server.accept()
+            with caller:
+                _, outputs, *_ = socket.recv_fds(caller, 1, 2)
+                with caller.makefile("rb") as stream:
+                    request = stream.read()
+            if len(outputs) == 2 and request and os.fork() == 0:
+                server.close()
+                _become(run, request, outputs)
+            for descriptor in outputs:
+                os.close(descriptor)
+
+
+def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> None:
+    """Turn this fork into the process that the caller asked for; never returns."""
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for descriptor, standard in zip(outputs, (1, 2), strict=True):
+            os.dup2(descriptor, standard)
+        sys.argv, environment, directory = json.loads(request)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(directory)
+        run()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # without PyTorch's farewell, which takes half a second
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]).resolve())
+    except KeyboardInterrupt:
+        sys.exit(130)
