@@ -1,12 +1,18 @@
 """The exercises' checks: the solution passes, plausible wrong answers fail with a helpful word."""
 
 import math
+import re
+import shlex
+import tomllib
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedlib import checks
@@ -498,6 +504,123 @@ CASES["paired_difference"] = (
         (_in_order, "each seed that both have"),
         (lambda a, b: _paired(b, a), "off by -6"),
         (lambda a, b: _paired(a, {seed: b[seed] for seed in a}), "Not every run is there"),
+    ],
+)
+
+
+# --- 10 From notebook to app
+
+_PAIR = r"""[\w-]+=(?:'[^']*'|"[^"]*"|\S+)"""
+_COMMAND = (
+    "flwr run fedlib --stream"
+    " --federation-config 'num-supernodes=20 client-resources-num-cpus=1'"
+    " --run-config 'num-server-rounds=3 seed=7'"
+)
+CASES["run_config_text"] = (
+    lambda text: tomllib.loads("\n".join(re.findall(_PAIR, text))),
+    [
+        (lambda text: dict(p.split("=") for p in text.split()), "read as TOML"),
+        (lambda text: tomllib.loads("\n".join(text.split())), "a space part of a value"),
+        (lambda text: tomllib.loads("\n".join(shlex.split(text))), "a space part of a value"),
+    ],
+)
+CASES["results_folder"] = (
+    lambda a, b, c: str(PurePosixPath(a) / c),
+    [
+        (lambda a, b, c: str(PurePosixPath(b) / c), "does a run inherit"),
+        (lambda a, b, c: f"{a}/{c}", "if it is absolute"),
+        (lambda a, b, c: c, "does a run inherit"),
+    ],
+)
+CASES["command_line"] = (
+    lambda: _COMMAND,
+    [
+        (lambda: _COMMAND.replace("'", ""), "as one word"),
+        (lambda: _COMMAND.replace("--stream", ""), "follow the log"),
+        (
+            lambda: _COMMAND.replace("rounds=3 seed", "rounds=3 num-supernodes=20 seed"),
+            "behind --run-config",
+        ),
+        (
+            lambda: _COMMAND.replace("=20 client-resources-num-cpus=1", "=20"),
+            "behind --federation-config",
+        ),
+        (lambda: _COMMAND.removeprefix("flwr "), "the first words"),
+    ],
+)
+
+
+# --- 11 Deployment
+
+
+def _timeout(trace: list[dict[str, float]], share: float) -> int:
+    took = sorted(m["ended"] - m["sent"] for m in trace)
+    return math.ceil(took[math.ceil(share * len(took)) - 1])
+
+
+def _percentile(trace: list[dict[str, float]], share: float) -> int:
+    took = [m["ended"] - m["sent"] for m in trace]
+    return math.ceil(np.percentile(took, 100 * share))
+
+
+CASES["query_timeout"] = (
+    _timeout,
+    [
+        (_percentile, "which answer must still come"),
+        (lambda trace, share: _timeout(trace, 1.0), "off by +82"),
+        (lambda trace, share: _timeout(trace, share) - 1, "upwards"),
+        (lambda trace, share: int(_timeout(trace, share) + (share < 0.9)), "off by +1"),
+        (lambda trace, share: _timeout([m | {"ended": m["began"]} for m in trace], share), "when"),
+    ],
+)
+
+
+def _good(certificate: Any, ca: Any, host: str, now: Any, check: str = "signature") -> bool:
+    if check == "issuer":
+        signed = certificate.issuer == ca.subject
+    else:
+        try:
+            certificate.verify_directly_issued_by(ca)
+            signed = True
+        except (InvalidSignature, ValueError):
+            signed = False
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    hosts = names.get_values_for_type(x509.DNSName)
+    if check != "names":
+        hosts += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    if check == "subject":
+        hosts.append(certificate.subject.rfc4514_string().removeprefix("CN="))
+    until = certificate.not_valid_after_utc
+    return signed and host in hosts and (check == "dates" or now <= until)
+
+
+CASES["good_for_host"] = (
+    _good,
+    [
+        (partial(_good, check="issuer"), "Who signed it?"),
+        (partial(_good, check="names"), "Names only?"),
+        (partial(_good, check="subject"), "Where do hosts stand?"),
+        (partial(_good, check="dates"), "Until when?"),
+        (lambda *_: True, "Which hosts?"),
+    ],
+)
+
+
+def _command(partition: int, partitions: int, link: str, ca: str, key: str, port: int) -> list[str]:
+    shares = f"partition-id={partition} num-partitions={partitions}"
+    words = ["flower-supernode", "--superlink", link, "--root-certificates", ca, "--port"]
+    return [*words, str(port), "--auth-supernode-private-key", key, "--node-config", shares]
+
+
+CASES["supernode_command"] = (
+    _command,
+    [
+        (lambda *a: [*_command(*a), "--insecure"], "what is the CA for"),
+        (lambda *a: " ".join(_command(*a)).split(), "with a space in it"),
+        (lambda *a: _command(*a)[1:], "the first word"),
+        (lambda *a: _command(*a[:4], a[4] + ".pub", a[5]), "node-2.pub"),
+        (lambda *a: _command(a[0], a[0] + 1, *a[2:]), "the node config"),
+        (lambda *a: [*_command(*a)[:7], *_command(*a)[9:]], "the other flags"),
     ],
 )
 

@@ -24,7 +24,7 @@ from fedlib.local_grid import LocalGrid
 from fedlib.randomness import Stream, numpy_generator
 from fedlib.server_app import run
 
-NUM_NODES = 6
+NUM_NODES = 3
 FLWR = shutil.which("flwr", path=str(Path(sys.executable).parent))
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ if sys.argv[2] == "killed":
 resources = {"num_cpus": 1, "max_restarts": -1}  # a dead actor starts anew
 init_args = {"logging_level": "ERROR", "log_to_driver": False}
 backend_config = {"client_resources": resources, "init_args": init_args}
-run_simulation(make_server_app(config), app, 6, backend_config=backend_config)
+run_simulation(make_server_app(config), app, 3, backend_config=backend_config)
 """
 
 

@@ -4,13 +4,16 @@ A check prints one line: ✅ right, ⏳ nothing was filled in yet, or ❌ with t
 put to the answer, what was expected, what came and by how much it is off.
 """
 
-from itertools import product
+import itertools
+import shlex
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from flwr.app import RecordDict
 
+from fedlib.credentials import new_key, sign
 from fedlib.verdict import Answer, check, expect, on_error
 
 # --- 00 Start here
@@ -149,7 +152,7 @@ def node_generator(answer: Answer) -> None:
 
     expect("seed 42, round 1, partition 12, twice", draw(42, 1, 12), draw(42, 1, 12))
     seen: dict[tuple[float, ...], tuple[int, ...]] = {}
-    for who in product((42, 43), range(1, 13), range(1, 13)):
+    for who in itertools.product((42, 43), range(1, 13), range(1, 13)):
         twin = seen.setdefault(draw(*who), who)
         shared, hint = twin != who, "What tells them apart?"
         expect(f"{who} and {twin} share their chance", shared, False, hint)
@@ -341,3 +344,96 @@ def paired_difference(answer: Answer) -> None:
     expect("how many numbers are returned", pair, 2)
     expect(f"{case}, mean", got[0], 3.0, "One difference, a - b, for each seed that both have?")
     expect(f"{case}, error", got[1], 2 / 3**0.5, "n - 1, then the root of n?")
+
+
+# --- 10 From notebook to app
+
+
+@check
+def run_config_text(answer: Answer) -> None:
+    """Notebook 10: what --run-config hands over, as a dictionary."""
+    hint = "Is each value read as TOML?"
+    text = "num-server-rounds=3 momentum=0.5 use-wandb=false"
+    wanted = {"num-server-rounds": 3, "momentum": 0.5, "use-wandb": False}
+    expect(text, answer(text), wanted, hint)
+    for text in ("output-dir='my runs' seed=7", 'output-dir="my runs"   seed=7'):
+        with on_error(ValueError, "Where is a space part of a value?"):
+            got = answer(text)
+        expect(text, got, {"output-dir": "my runs", "seed": 7}, "Where does a pair end?")
+
+
+@check
+def results_folder(answer: Answer) -> None:
+    """Notebook 10: where a run's results land."""
+    hint = "Whose folder does a run inherit?"
+    expect("/a, /b, runs", answer("/a", "/b", "runs"), "/a/runs", hint)
+    expect("/a, /b, ../c/runs", answer("/a/d", "/b", "c/runs"), "/a/d/c/runs", hint)
+    expect("/a, /b, /c/runs", answer("/a", "/b", "/c/runs"), "/c/runs", "And if it is absolute?")
+
+
+@check
+def command_line(answer: Answer) -> None:
+    """Notebook 10: a whole command, taken apart as a shell does."""
+    line = answer()
+    words = [line] if line in (None, ...) else shlex.split(line)
+    expect("the first words", words[0] if len(words) < 3 else words[:3], ["flwr", "run", "fedlib"])
+    behind, hint = dict(itertools.pairwise(words)), "All of its pairs, and as one word?"
+    for option, wanted in (
+        ("--federation-config", ["client-resources-num-cpus=1", "num-supernodes=20"]),
+        ("--run-config", ["num-server-rounds=3", "seed=7"]),
+    ):
+        came = sorted(behind.get(option, "").split())
+        expect(f"the word behind {option}", came, wanted, hint)
+    expect("--stream is in it", "--stream" in words, True, "Does it follow the log?")
+
+
+# --- 11 Deployment
+
+
+@check
+def query_timeout(answer: Answer) -> None:
+    """Notebook 11: the shortest time-out, in whole seconds, for a share of the answers."""
+    for share, took, wanted in (
+        (0.95, [*(n + 0.5 for n in range(19)), 100.5], 19),
+        (0.5, [9.0, 2.0, 3.25, 1.25], 2),
+    ):
+        times = [(100.0 + 7 * n, seconds) for n, seconds in enumerate(took)]
+        trace = [{"sent": s, "began": s + 0.25, "ended": s + seconds} for s, seconds in times]
+        question = f"{share:.0%} of {len(took)} answers that took {sorted(took)[:3]} ... s"
+        hint = "From when to when? Sorted, which answer must still come? To whole seconds, upwards?"
+        expect(question, answer(trace, share), wanted, hint)
+
+
+@check
+def good_for_host(answer: Answer) -> None:
+    """Notebook 11: does a certificate convince a client that calls this host?"""
+    ours, server = new_key(), new_key()
+    ca, fake = (sign(key, "our CA", key, "our CA") for key in (ours, new_key()))
+    certificate = sign(ours, "our CA", server, "www.example.org", ["fl.example.org", "192.0.2.7"])
+    now = datetime.now(UTC)
+    for question, authority, host, when, wanted, hint in (
+        ("a name that it lists", ca, "fl.example.org", now, True, ""),
+        ("an address that it lists", ca, "192.0.2.7", now, True, "Names only?"),
+        ("a host that it does not list", ca, "fl2.example.org", now, False, "Which hosts?"),
+        ("its subject's name", ca, "www.example.org", now, False, "Where do hosts stand?"),
+        ("another CA of the same name", fake, "fl.example.org", now, False, "Who signed it?"),
+        ("in 400 days", ca, "fl.example.org", now + timedelta(400), False, "Until when?"),
+    ):
+        expect(question, answer(certificate, authority, host, when), wanted, hint)
+
+
+@check
+def supernode_command(answer: Answer) -> None:
+    """Notebook 11: the command that starts a SuperNode, as a list of arguments."""
+    command = answer(2, 5, "fl.example.org:8000", "ca.crt", "node-2", 9096)
+    expect("the first word", command if command in (None, ...) else command[0], "flower-supernode")
+    pairs = (a.split("=", 1) if a.startswith("--") else [a] for a in map(str, command))
+    words = [word for pair in pairs for word in pair]  # --flag=value is --flag value
+    expect("--insecure is in it", "--insecure" in words, False, "Then what is the CA for?")
+    flags = dict(zip(words[1::2], words[2::2], strict=False))
+    shares = dict(pair.partition("=")[::2] for pair in flags.pop("--node-config", "").split())
+    wanted = {"partition-id": "2", "num-partitions": "5"}
+    expect("the node config", shares, wanted, "One argument, with a space in it?")
+    wanted = {"--superlink": "fl.example.org:8000", "--root-certificates": "ca.crt"}
+    wanted |= {"--auth-supernode-private-key": "node-2", "--port": "9096"}
+    expect("the other flags", flags, wanted, "Does each have its value?")
