@@ -114,7 +114,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
 def test_a_module_is_read_in_one_sitting(module: Path) -> None:
     # The checks are a list of exercises: one reads an entry, not the module.
-    limit = 420 if module.stem == "checks" else 250
+    limit = 450 if module.stem == "checks" else 250
     assert len(module.read_text(encoding="utf-8").splitlines()) <= limit
 
 
