@@ -156,10 +156,15 @@ def api() -> dict[str, str]:
 
 def _signature(node: ast.stmt) -> str:
     if isinstance(node, ast.FunctionDef):
-        return f"{node.name}({ast.unparse(node.args)})"
+        return f"{node.name}({_unquoted(ast.unparse(node.args))})"
     if isinstance(node, ast.ClassDef):
         return f"{node.name}: {'; '.join(filter(None, map(_signature, node.body)))}"
-    return ast.unparse(node) if isinstance(node, ast.AnnAssign) else ""
+    return _unquoted(ast.unparse(node)) if isinstance(node, ast.AnnAssign) else ""
+
+
+def _unquoted(text: str) -> str:
+    """Leave out the quotes around an annotation: they are there for a lighter import only."""
+    return re.sub(r": '(\w+)'", r": \1", text)
 
 
 @contextmanager

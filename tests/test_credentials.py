@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from fedlib.credentials import Credentials, main, make_credentials, write_node_key
+from fedlib.credentials import Credentials, _main, make_credentials, write_node_key
 from fedlib.errors import FedlibError
 
 
@@ -112,7 +112,7 @@ def test_the_program_makes_them_for_this_machine_and_other_hosts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "credentials"
-    main([str(folder), "--nodes", "3", "--host", "superlink", "--host", "10.0.0.7"])
+    _main([str(folder), "--nodes", "3", "--host", "superlink", "--host", "10.0.0.7"])
     assert "3 node keys" in capsys.readouterr().out
     names = certificate(folder / "server.pem").extensions.get_extension_for_class(
         x509.SubjectAlternativeName
@@ -120,7 +120,7 @@ def test_the_program_makes_them_for_this_machine_and_other_hosts(
     assert names.value.get_values_for_type(x509.DNSName) == ["superlink", "localhost"]
     assert "10.0.0.7" in map(str, names.value.get_values_for_type(x509.IPAddress))
     with pytest.raises(SystemExit, match="expected an empty folder"):
-        main([str(folder)])
+        _main([str(folder)])
 
 
 def test_the_program_says_a_mistake_in_one_line(tmp_path: Path) -> None:

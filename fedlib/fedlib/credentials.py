@@ -175,7 +175,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def main(arguments: Sequence[str]) -> None:
+def _main(arguments: Sequence[str]) -> None:
     """Make a set of credentials, as told on the command line."""
     parser = argparse.ArgumentParser(prog="python -m fedlib.credentials", description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder, outside any repository")
@@ -192,4 +192,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    _main(sys.argv[1:])

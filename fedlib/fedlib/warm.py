@@ -38,7 +38,7 @@ except OSError:  # nobody there: cold, then
 """
 
 
-def main(folder: Path) -> None:
+def _main(folder: Path) -> None:
     """Import, write the command, and fork for everyone who calls it, until interrupted."""
     import torch  # noqa: F401
 
@@ -94,6 +94,6 @@ def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> No
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]).resolve())
+        _main(Path(sys.argv[1]).resolve())
     except KeyboardInterrupt:
         sys.exit(130)
