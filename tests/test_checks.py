@@ -563,7 +563,7 @@ def _percentile(trace: list[dict[str, float]], share: float) -> int:
     return math.ceil(np.percentile(took, 100 * share))
 
 
-CASES["query_timeout"] = (
+CASES["long_enough"] = (
     _timeout,
     [
         (_percentile, "which answer must still come"),

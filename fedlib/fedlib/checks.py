@@ -391,7 +391,7 @@ def command_line(answer: Answer) -> None:
 
 
 @check
-def query_timeout(answer: Answer) -> None:
+def long_enough(answer: Answer) -> None:
     """Notebook 11: the shortest time-out, in whole seconds, for a share of the answers."""
     for share, took, wanted in (
         (0.95, [*(n + 0.5 for n in range(19)), 100.5], 19),
