@@ -37,8 +37,11 @@ PLACEHOLDER = "1"
 def from_markdown(text: str) -> Iterator[str]:
     """Lines of code blocks, and code spans, that start with a command."""
     for block in FENCE.findall(text):
-        lines = re.sub(r"\\\n\s*", "", block).splitlines()
-        yield from (line for line in lines if START.match(line.strip()))
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            parts = (re.sub(r"^(\$ )?([A-Z_]+=\S+ +)*", "", p.strip()) for p in line.split("&&"))
+            yield from (part for part in parts if START.match(part))
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        yield from from_python(block)
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", FENCE.sub("", text))
     yield from (span for span in spans if START.match(span) and "…" not in span)
 
@@ -52,10 +55,29 @@ def from_python(source: str) -> Iterator[str]:
             continue
         if isinstance(node, ast.Constant | ast.JoinedStr) and START.match(text(node) or ""):
             yield str(text(node))
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "flwr":
+        elif isinstance(node, ast.List | ast.Tuple | ast.Call):
+            yield from from_words(node)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "flwr":
             given = [text(argument) for argument in node.args]
             if given and None not in given:
                 yield shlex.join(["flwr", *map(str, given)])
+
+
+def from_words(node: ast.List | ast.Tuple | ast.Call) -> Iterator[str]:
+    """A command whose words stand side by side, as subprocess takes them."""
+    words = [text(word) for word in flat(node.args if isinstance(node, ast.Call) else node.elts)]
+    for start, word in enumerate(words):
+        if word in COMMANDS and len(words) > start + 1 and words[start + 1] != "flwr-datasets":
+            yield shlex.join(w or PLACEHOLDER for w in words[start:])
+
+
+def flat(words: list[ast.expr]) -> Iterator[ast.expr]:
+    for word in words:
+        inner = word.value if isinstance(word, ast.Starred) else word
+        if isinstance(inner, ast.Tuple | ast.List):
+            yield from flat(inner.elts)
+        else:
+            yield inner
 
 
 def text(node: ast.AST) -> str | None:
@@ -168,6 +190,29 @@ def test_there_are_some_in_each_place_where_a_reader_looks() -> None:
 def test_a_flag_that_is_not_there_fails(command: str) -> None:
     with pytest.raises((SystemExit, AssertionError, click.UsageError)):
         parse(command)
+
+
+@pytest.mark.parametrize(
+    ("source", "commands"),
+    [
+        ("```bash\n$ flwr runs x\n```", ["flwr runs x"]),
+        ("```bash\nSEED=1 flwr run x && flwr list\n```", ["flwr run x"]),
+        ("```bash\ncd x && flower-superlink --bogus\n```", ["flower-superlink --bogus"]),
+        ("```python\nhome.flwr('list', '--bogus')\n```", ["flwr list --bogus"]),
+        ("```python\ncall(['flwr', 'runs'])\n```", ["flwr runs"]),
+        (
+            "```python\nx = [*('flower-supernode', '--port', p), '-x']\n```",
+            ["flower-supernode --port 1 -x"],
+        ),
+        (
+            "```python\nstart('s', 'flower-supernode', '--bogus')\n```",
+            ["flower-supernode --bogus"],
+        ),
+        ("Say `flwr stop RUN_ID` or `flwr`.", ["flwr stop RUN_ID"]),
+    ],
+)
+def test_a_command_is_found_however_it_is_written(source: str, commands: list[str]) -> None:
+    assert list(dict.fromkeys(from_markdown(source)))[: len(commands)] == commands
 
 
 def test_what_is_parsed_is_what_was_meant() -> None:

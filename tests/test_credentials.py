@@ -73,6 +73,7 @@ def test_a_nodes_key_pair_belongs_together_and_each_node_has_its_own(made: Crede
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
 def test_private_files_are_for_their_owner_only_whatever_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "credentials").mkdir(mode=0o755)
     before = os.umask(0)
     try:
         made = make_credentials(tmp_path / "credentials", 1)

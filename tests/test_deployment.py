@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from fedlib import warm
 from fedlib.client_app import make_client_app
 from fedlib.config import Config
 from fedlib.credentials import make_credentials
-from fedlib.deployment import Deployment
+from fedlib.deployment import APP, Deployment
 from fedlib.errors import FedlibError
 from fedlib.local_grid import LocalGrid
 from fedlib.processes import FlowerHome, free_port
@@ -129,6 +130,7 @@ def kill_on(deployment: Deployment, partition_id: int, message_type: str) -> Non
         lines = deployment.log(f"supernode-{partition_id}").split("Receiving: ")[1 + seen :]
         if any(line.startswith(f"{message_type} message") for line in lines):
             deployment.supernodes[partition_id].kill()
+            deployment.supernodes[partition_id].wait(timeout=10)
             return
         time.sleep(0.02)
     raise AssertionError(f"no {message_type} message came")
@@ -162,7 +164,7 @@ def test_supernodes_killed_in_train_and_in_query_are_missed_by_name_and_come_bac
 
 
 def test_a_superlink_that_is_killed_comes_back_with_its_runs_and_its_nodes(
-    deployment: Deployment, config: Config, tmp_path: Path
+    deployment: Deployment, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = deployment.flwr("list", "deployment", "--format", "json")
     assert before.count('"run-id"') >= 1
@@ -171,8 +173,20 @@ def test_a_superlink_that_is_killed_comes_back_with_its_runs_and_its_nodes(
     deployment.superlink.wait(timeout=10)
     deployment.start_superlink()
     assert deployment.flwr("list", "deployment", "--format", "json") == before
+
+    # Meanwhile somebody changed the app: the nodes run what was sent, warm or not.
+    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    app = Path(shutil.copytree(APP, tmp_path / "app", ignore=ignore))
+    file = app / "fedlib" / "client_app.py"
+    text = file.read_text(encoding="utf-8")
+    changed = text.replace("OPT_IN_PROBABILITY = 0.5", "OPT_IN_PROBABILITY = 0.0")
+    assert changed != text
+    file.write_text(changed, encoding="utf-8")
+    monkeypatch.setattr("fedlib.deployment.APP", app)
+    config = dataclasses.replace(config, num_server_rounds=1)
     deployment.wait(deployment.submit(config))
     assert hashes(config) == expected_hashes(config, tmp_path)
+    assert [record["num_opted_in"] for record in read_rounds(config)] == [0]
 
 
 @pytest.fixture
@@ -199,8 +213,9 @@ def left(folder: Path) -> list[str]:
 
 def test_ten_federations_in_a_row_leave_nothing(counted: Path) -> None:
     before, ports = children(), []
-    for _ in range(10):
-        with Deployment(1, keep_warm=False) as deployment:
+    for number in range(10):
+        keep_warm = warm.AVAILABLE and number % 5 == 0
+        with Deployment(1, tls=bool(number % 2), keep_warm=keep_warm) as deployment:
             assert len(deployment.processes()) >= 4  # SuperLink, SuperNode, a SuperExec each
             assert any("LISTEN" in line for line in left(counted))
             ports.append(deployment.port)

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -189,7 +190,7 @@ def _trace(message: Message, node: Node, began: float, startup_s: float) -> None
             "began": began,
             "ended": time.time(),
         }
-        with Path(path).open("a", encoding="utf-8") as file:
+        with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(moments) + "\n")  # one short write: lines do not mix
 
 

@@ -71,6 +71,7 @@ def make_credentials(
                 f"credentials: expected an empty folder, got {folder} with files in it; "
                 f"choose another one, or delete it if no SuperLink uses them any more"
             )
+        folder.chmod(0o700)
         ca_key, server_key = new_key(), new_key()
         ca = sign(ca_key, "fedlib CA", ca_key, "fedlib CA")
         certificate = sign(ca_key, "fedlib CA", server_key, "SuperLink", hosts)

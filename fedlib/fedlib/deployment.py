@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,10 +60,12 @@ class Deployment(FlowerHome):
     ) -> None:
         super().__init__(**environment)
         self.num_nodes, self.port, self.keep_warm = num_nodes, free_port(), keep_warm
-        self.environment[TRACE] = str(self.folder / "trace.jsonl")
+        self.environment.setdefault(TRACE, str(self.folder / "trace.jsonl"))
         folder = self.folder / "credentials"
         self.credentials = make_credentials(folder, num_nodes) if tls else None
-        trust = f'root-certificates = "{folder / "ca.crt"}"' if tls else "insecure = true"
+        trust = (
+            f'root-certificates = "{(folder / "ca.crt").as_posix()}"' if tls else "insecure = true"
+        )
         (self.folder / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n'
             f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n{trust}\n',
@@ -159,9 +162,14 @@ class Deployment(FlowerHome):
 
     def submit(self, config: Config) -> str:
         """Hand in a run of fedlib's app and return its id; the run goes on by itself."""
+        if not (APP / "pyproject.toml").is_file():
+            raise FedlibError(
+                f"submit: expected the app's pyproject.toml in {APP}, found none; install fedlib "
+                f"from its folder: pip install -e fedlib"
+            )
         config = replace(config, output_dir=str(absolute(config.output_dir)))
         values = config.to_run_config().items()
-        given = " ".join(f"{key}={json.dumps(value)}" for key, value in values)
+        given = " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values)
         arguments = ("run", str(APP), CONNECTION, "--run-config", given, "--format", "json")
         return str(json.loads(self.flwr(*arguments))["run-id"])
 
@@ -183,15 +191,16 @@ class Deployment(FlowerHome):
 
     def trace(self) -> list[dict[str, Any]]:
         """Return when each message was sent, and its handler began and ended, as nodes noted."""
-        lines = Path(self.environment[TRACE]).read_text(encoding="utf-8").splitlines()
+        file = Path(self.environment[TRACE])
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         return [json.loads(line) for line in lines]
 
     def _answers(self) -> bool:
-        context, scheme = None, "http"
-        if made := self.credentials:
-            context, scheme = ssl.create_default_context(cafile=made.ca), "https"
-        with suppress(OSError):
+        trust = ssl.create_default_context(cafile=self.credentials.ca if self.credentials else None)
+        handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust)
+        scheme = "https" if self.credentials else "http"
+        with suppress(OSError, HTTPException):
             url = f"{scheme}://127.0.0.1:{self.port}/health"
-            with urllib.request.urlopen(url, timeout=5, context=context) as answer:
+            with urllib.request.build_opener(*handlers).open(url, timeout=5) as answer:
                 return bool(answer.status == 200)
         return False

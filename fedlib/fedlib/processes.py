@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -35,7 +36,7 @@ class FlowerHome:
     """A ``FLWR_HOME`` of one's own; on leaving, every process that knows it ends.
 
     Also without ``with``: ``close()``, the end of the interpreter and of the object's life do
-    the same. Only a process that is itself killed (SIGKILL) cannot clean up.
+    the same. A process that is itself ended by a signal other than Ctrl-C's cannot clean up.
 
     Args:
         environment: Environment variables for the processes, besides this process's own.
@@ -47,15 +48,18 @@ class FlowerHome:
     def __init__(self, **environment: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fedlib-flower-")).resolve()
         self.environment = {
+            **environment,
             "FLWR_HOME": str(self.folder),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # all is in this environment
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-            **environment,
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
         }
-        self._end = weakref.finalize(self, _clean, self.folder)
+        self._started: dict[str, psutil.Popen] = {}
+        self._end = weakref.finalize(self, _clean, self.folder, self._started)
 
     def __enter__(self) -> Self:
         return self
@@ -80,16 +84,24 @@ class FlowerHome:
         Raises:
             FedlibError: It failed or did not end in time; the text has its last words.
         """
-        lines: list[str] = []
+        lines, environment = list[str](), os.environ | self.environment
         with subprocess.Popen(
-            [BIN / "flwr", *arguments],
-            env=os.environ | self.environment,
+            [_find("flwr", environment), *arguments],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
+            errors="replace",
         ) as process:
-            alarm = threading.Timer(timeout_s, process.kill)
+            late = threading.Event()
+
+            def give_up() -> None:
+                late.set()
+                process.kill()
+
+            alarm = threading.Timer(timeout_s, give_up)
+            alarm.daemon = True
             alarm.start()
             try:
                 for line in process.stdout or ():
@@ -97,11 +109,10 @@ class FlowerHome:
                     if show:
                         show(lines[-1].rstrip("\n"))
             finally:
-                in_time = alarm.is_alive()
                 alarm.cancel()
                 process.kill()  # no effect on one that has ended
         output = "".join(lines)
-        if not in_time:
+        if late.is_set():
             raise FedlibError(f"flwr {arguments[0]}: expected an end within {timeout_s:g} s")
         if process.returncode != 0:
             raise FedlibError(f"flwr {arguments[0]} failed: {last_words(output)}")
@@ -109,15 +120,17 @@ class FlowerHome:
 
     def start_process(self, name: str, *command: str) -> psutil.Popen:
         """Start a process in the background; what it prints is added to its log."""
+        environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"}
         with self.log_file(name).open("ab") as log:
-            return psutil.Popen(
-                [str(BIN / command[0]), *command[1:]],
-                env=os.environ | self.environment | {"PYTHONUNBUFFERED": "1"},
+            self._started[name] = psutil.Popen(
+                [_find(command[0], environment), *command[1:]],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us; we end the others
             )
+        return self._started[name]
 
     def log_file(self, name: str) -> Path:
         """Return where a process's output goes."""
@@ -134,8 +147,9 @@ class FlowerHome:
         Raises:
             FedlibError: It did not come; the text is what came instead.
         """
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        deadline, over = time.monotonic() + timeout_s, False
+        while not over:
+            over = time.monotonic() > deadline or self._started[name].poll() is not None
             for line in self.log(name).splitlines():
                 if words in line:
                     return line
@@ -161,6 +175,16 @@ def last_words(text: str) -> str:
     return " / ".join(line.strip() for line in text.splitlines() if line.strip())[-600:]
 
 
+def _find(program: str, environment: Mapping[str, str]) -> str:
+    """Return the path of a program: beside this Python, or wherever the PATH has it."""
+    found = (
+        sys.executable if program == "python" else shutil.which(program, path=environment["PATH"])
+    )
+    if found is None:
+        raise FedlibError(f"{program}: expected the command on the PATH, found none; install flwr")
+    return found
+
+
 def _processes(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -170,17 +194,23 @@ def _processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def _clean(folder: Path) -> None:
+def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:
     """End all processes of a folder, politely at first, then remove it."""
+    found = [*started.values(), *_processes(folder)]
     try:
-        for process in _processes(folder):
+        for process in found:
             with suppress(psutil.Error):
                 process.terminate()
-        psutil.wait_procs(_processes(folder), timeout=STOP_TIMEOUT_S)
-    finally:  # also when a second Ctrl-C breaks off the waiting
+        psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
+    finally:  # also when Ctrl-C breaks off the waiting; from here on, it has to wait
+        ours = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ours else None
         while left := _processes(folder):
             for process in left:
                 with suppress(psutil.Error):
                     process.kill()
             psutil.wait_procs(left, timeout=1)
+        psutil.wait_procs(found, timeout=1)  # our own children, who would else be zombies
         shutil.rmtree(folder, ignore_errors=True)
+        if ours:
+            signal.signal(signal.SIGINT, before)

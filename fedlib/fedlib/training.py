@@ -28,6 +28,9 @@ PLAIN: dict[str, Any] = {
 }
 """SGD's other options, as ``torch.optim.SGD`` sets them by default."""
 
+UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+"""A parameter that plays no part in the loss has the gradient 0, and stays as it is."""
+
 EVALUATION_BATCH_SIZE = 200
 """Large enough to keep the cores busy, small enough for the activations to stay in the cache."""
 
@@ -100,7 +103,7 @@ def train(
         for start in range(0, num_examples, batch_size):
             batch = slice(start, start + batch_size)
             loss = F.cross_entropy(model(images[batch]), labels[batch])
-            gradients = list(torch.autograd.grad(loss, parameters))
+            gradients = list(torch.autograd.grad(loss, parameters, **UNUSED))
             with torch.no_grad():
                 sgd(parameters, gradients, momenta, lr=learning_rate, momentum=momentum, **PLAIN)
             loss_sum += loss.detach().double() * len(labels[batch])

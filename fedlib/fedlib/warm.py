@@ -19,21 +19,32 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
 COMMAND = "flwr-clientapp"
+SOCKET = "warm.sock"
+REQUEST_TIMEOUT_S = 5.0
 READY = "Warm: waiting for messages"
 AVAILABLE = sys.platform == "linux"
 
-_SCRIPT = """#!{python} -IS
+_SCRIPT = """#!/bin/sh
+'''exec' "{python}" -IS "$0" "$@"
+' '''
 import json, os, socket, sys
+here = os.getcwd()
 try:
+    os.chdir({folder!r})  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as warm:
-        warm.connect({address!r})
+        warm.connect({socket!r})
         socket.send_fds(warm, [b"."], [1, 2])
-        warm.sendall(json.dumps([sys.argv, dict(os.environ), os.getcwd()]).encode())
+        warm.sendall(json.dumps([sys.argv, dict(os.environ), here]).encode())
+        warm.shutdown(socket.SHUT_WR)
+        if not warm.recv(1):
+            raise OSError
 except OSError:  # nobody there: cold, then
+    os.chdir(here)
     os.execv({command!r}, [{command!r}, *sys.argv[1:]])
 """
 
@@ -44,29 +55,46 @@ def _main(folder: Path) -> None:
 
     [entry] = entry_points(group="console_scripts", name=COMMAND)
     run = entry.load()
-    folder.mkdir(parents=True, exist_ok=True)
-    address = folder / "warm.sock"
-    address.unlink(missing_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chdir(folder)
+    Path(SOCKET).unlink(missing_ok=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(address))
+        before = os.umask(0o077)  # only this user may ask
+        server.bind(SOCKET)
+        os.umask(before)
         server.listen(64)
         script = folder / COMMAND
-        own = shutil.which(COMMAND, path=str(Path(sys.executable).parent))
-        script.write_text(_SCRIPT.format(python=sys.executable, address=str(address), command=own))
+        names = {"python": sys.executable, "folder": str(folder), "socket": SOCKET}
+        script.write_text(_SCRIPT.format(command=_own_command(folder), **names))
         script.chmod(0o700)
         print(READY, flush=True)
         while True:
             caller, _ = server.accept()
-            with caller:
+            outputs: list[int] = []
+            with caller, suppress(OSError):  # whoever gets no answer runs cold
+                caller.settimeout(REQUEST_TIMEOUT_S)
                 _, outputs, *_ = socket.recv_fds(caller, 1, 2)
                 with caller.makefile("rb") as stream:
                     request = stream.read()
-            if len(outputs) == 2 and request and os.fork() == 0:
-                server.close()
-                _become(run, request, outputs)
+                if len(outputs) == 2 and request:
+                    if os.fork() == 0:
+                        server.close()
+                        caller.close()
+                        _become(run, request, outputs)
+                    caller.sendall(b".")
             for descriptor in outputs:
                 os.close(descriptor)
+
+
+def _own_command(folder: Path) -> str:
+    """Return Flower's own command: beside this Python, or on the PATH, but not ours."""
+    places = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
+    others = [place for place in places if place and Path(place).resolve() != folder]
+    found = shutil.which(COMMAND, path=os.pathsep.join(others))
+    if found is None:
+        sys.exit(f"{COMMAND}: expected the command on the PATH, found none; install flwr")
+    return found
 
 
 def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> None:
@@ -80,6 +108,8 @@ def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> No
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(directory)
+        for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
+            del sys.modules[name]  # the app is what the run sent, not what is installed here
         run()
         code = 0
     except SystemExit as end:
