@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import serialization as ser
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -77,9 +77,13 @@ def make_credentials(
         certificate = sign(ca_key, "fedlib CA", server_key, "SuperLink", hosts)
         paths = Credentials(
             folder,
-            _write(folder / "ca.crt", ca.public_bytes(ser.Encoding.PEM), PUBLIC),
-            _write(folder / "server.pem", certificate.public_bytes(ser.Encoding.PEM), PUBLIC),
-            _write(folder / "server.key", private_bytes(server_key, ser.PrivateFormat.PKCS8)),
+            _write(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM), PUBLIC),
+            _write(
+                folder / "server.pem", certificate.public_bytes(serialization.Encoding.PEM), PUBLIC
+            ),
+            _write(
+                folder / "server.key", private_bytes(server_key, serialization.PrivateFormat.PKCS8)
+            ),
             tuple(folder / f"node-{n}" for n in range(num_nodes)),
         )
         for path in paths.node_keys:
@@ -92,8 +96,10 @@ def make_credentials(
 def write_node_key(path: Path) -> None:
     """Make a key pair for a node: the private half at ``path``, the public one at ``path.pub``."""
     key = new_key()
-    _write(path, private_bytes(key, ser.PrivateFormat.OpenSSH))
-    public = key.public_key().public_bytes(ser.Encoding.OpenSSH, ser.PublicFormat.OpenSSH)
+    _write(path, private_bytes(key, serialization.PrivateFormat.OpenSSH))
+    public = key.public_key().public_bytes(
+        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    )
     _write(path.with_name(path.name + ".pub"), public, PUBLIC)
 
 
@@ -141,9 +147,9 @@ def sign(
     return builder.sign(ca_key, hashes.SHA384())
 
 
-def private_bytes(key: ec.EllipticCurvePrivateKey, form: ser.PrivateFormat) -> bytes:
+def private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
     """Return a private key as text, not encrypted: the file's mode protects it."""
-    return key.private_bytes(ser.Encoding.PEM, form, ser.NoEncryption())
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
 def _write(path: Path, content: bytes, mode: int = PRIVATE) -> Path:
