@@ -252,9 +252,10 @@ def test_an_exception_in_the_body_or_at_the_start_leaves_nothing(counted: Path) 
 
 
 BODY = """
-import sys, time
+import signal, time
 from fedlib.deployment import Deployment
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's is ignored
 with Deployment(1) as deployment:
     print("ready", flush=True)
     time.sleep(600)
