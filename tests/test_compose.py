@@ -124,13 +124,14 @@ def test_the_health_check_is_python_and_asks_over_tls() -> None:
     )
 
 
-def test_no_secret_is_in_what_git_keeps() -> None:
+def test_no_secret_is_in_what_git_keeps(tmp_path: Path) -> None:
+    key = re.compile(rb"PRIVATE KEY-----(\\n|\s)+[A-Za-z0-9+/=]{20}")
+    made = make_credentials(tmp_path / "credentials", 1)
+    assert all(key.search(path.read_bytes()) for path in (made.key, *made.node_keys))
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     for name in filter(None, listed.stdout.split("\0")):
         path = REPOSITORY / name
         if path.is_file():
-            assert not re.search(
-                rb"PRIVATE KEY-----(\\n|\s)+[A-Za-z0-9+/=]{20}", path.read_bytes()
-            ), name
+            assert not key.search(path.read_bytes()), name
