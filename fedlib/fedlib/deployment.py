@@ -61,11 +61,9 @@ class Deployment(FlowerHome):
         super().__init__(**environment)
         self.num_nodes, self.port, self.keep_warm = num_nodes, free_port(), keep_warm
         self.environment.setdefault(TRACE, str(self.folder / "trace.jsonl"))
-        folder = self.folder / "credentials"
-        self.credentials = make_credentials(folder, num_nodes) if tls else None
-        trust = (
-            f'root-certificates = "{(folder / "ca.crt").as_posix()}"' if tls else "insecure = true"
-        )
+        made = make_credentials(self.folder / "credentials", num_nodes) if tls else None
+        self.credentials = made
+        trust = f'root-certificates = "{made.ca.as_posix()}"' if made else "insecure = true"
         (self.folder / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n'
             f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{self.port}"\n{trust}\n',
@@ -73,7 +71,7 @@ class Deployment(FlowerHome):
         )
         self.superlink: psutil.Popen | None = None
         self.supernodes: dict[int, psutil.Popen] = {}
-        self._keys = {n: folder / f"node-{n}" for n in range(num_nodes)}
+        self._keys = dict(enumerate(made.node_keys)) if made else {}
 
     def __enter__(self) -> Self:
         self.start()
