@@ -46,8 +46,8 @@ class Node:
         """Which partition the node holds, from 0."""
         return self.identity.partition_id
 
-    def load(self, dataset: str) -> "Partition":
-        """Return the node's own part of a data set."""
+    def load(self, dataset: str, device: str) -> "Partition":
+        """Return the node's own part of a data set, on the device that it computes on."""
         from fedlib.data import load_partition, open_dataset
 
         return load_partition(
@@ -56,6 +56,7 @@ class Node:
             self.config.dirichlet_alpha,
             self.config.seed,
             self.partition_id,
+            device,
         )
 
 
@@ -111,10 +112,10 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
 
 def handle_train(message: Message, node: Node) -> RecordDict:
     """Train the global model on the node's own data; reply with weights, weight and loss."""
-    from fedlib.training import single_thread, train
+    from fedlib.training import pick_device, single_thread, train
 
-    request = messages.decode_train_request(message.content)
-    config, partition = node.config, node.load(request.dataset)
+    request, device = messages.decode_train_request(message.content), pick_device()
+    config, partition = node.config, node.load(request.dataset, device)
     model = _load_model(request.model)
     with single_thread():
         loss = train(
@@ -127,7 +128,7 @@ def handle_train(message: Message, node: Node) -> RecordDict:
             generator=torch_generator(
                 config.seed, request.server_round, node.partition_id, Stream.TRAIN
             ),
-            device=_device(),
+            device=device,
         )
     reply = messages.TrainReply(model.state_dict(), len(partition.train), loss)
     return messages.encode_train_reply(reply)
@@ -135,12 +136,12 @@ def handle_train(message: Message, node: Node) -> RecordDict:
 
 def handle_evaluate(message: Message, node: Node) -> RecordDict:
     """Evaluate the global model on the node's own validation split."""
-    from fedlib.training import evaluate, single_thread
+    from fedlib.training import evaluate, pick_device, single_thread
 
-    request = messages.decode_evaluate_request(message.content)
-    partition = node.load(request.dataset)
+    request, device = messages.decode_evaluate_request(message.content), pick_device()
+    partition = node.load(request.dataset, device)
     with single_thread():
-        evaluation = evaluate(_load_model(request.model), partition.validation, _device())
+        evaluation = evaluate(_load_model(request.model), partition.validation, device)
     return messages.encode_evaluate_reply(evaluation)
 
 
@@ -185,6 +186,7 @@ def _trace(message: Message, node: Node, began: float, startup_s: float) -> None
         moments = {
             "message_type": message.metadata.message_type,
             "partition_id": node.partition_id,
+            "process": os.getpid(),
             "sent": message.metadata.created_at,
             "startup_cpu_s": startup_s,  # what this process had computed before
             "began": began,
@@ -215,13 +217,6 @@ def _load_model(state: "State") -> "CNN":
     check_state(state, model.state_dict())
     model.load_state_dict(state)
     return model
-
-
-def _device() -> str:
-    """A GPU if the engine gave this process one (Ray hides those it did not), else the CPU."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 app = make_client_app()

@@ -72,7 +72,7 @@ class Config:
     query_timeout: float = _seconds(1.0, 0.1)
     query_max_delay: float = _seconds(2.0, 0)
     reply_timeout: float = _seconds(300.0, 0.1)
-    server_device: str = _name("cpu")
+    server_device: str = _name("auto")
     use_wandb: bool = _flag(True)
     output_dir: str = _name("outputs")
     resume_from: str = _option("", "a run directory, or nothing", lambda v: True)

@@ -106,17 +106,22 @@ def _read_info(name: str, folder: Path) -> Dataset:
 
 
 @lru_cache(maxsize=4)
-def load_test(dataset: Dataset) -> Split:
-    """Return the test split, on which the server evaluates the global model."""
+def load_test(dataset: Dataset, device: str = "cpu") -> Split:
+    """Return the test split, on which the server evaluates the global model, on a device."""
     images, labels = _map_arrays(dataset.folder, "test")
-    return _select(dataset, (images, labels), np.arange(len(labels)))
+    return _select(dataset, (images, labels), np.arange(len(labels)), device)
 
 
 @lru_cache(maxsize=256)  # about 1 MB each with fifty nodes
 def load_partition(
-    dataset: Dataset, num_partitions: int, alpha: float, seed: int, partition_id: int
+    dataset: Dataset,
+    num_partitions: int,
+    alpha: float,
+    seed: int,
+    partition_id: int,
+    device: str = "cpu",
 ) -> Partition:
-    """Return one node's data; a process reads and splits it once.
+    """Return one node's data; a process reads and splits it once, and keeps it on the device.
 
     Args:
         dataset: Where from.
@@ -125,6 +130,7 @@ def load_partition(
             each node holds few labels, towards infinity all nodes hold the same mixture.
         seed: The partitioner's seed.
         partition_id: Which partition, from 0.
+        device: Where the images and labels shall lie.
 
     Raises:
         DataError: ``partition_id`` is out of range, the training set cannot be partitioned this
@@ -140,7 +146,7 @@ def load_partition(
     indices = partition_indices(dataset, num_partitions, alpha, seed)[partition_id]
     train, validation = split_indices(indices, partition_id)
     arrays = _map_arrays(dataset.folder, "train")
-    return Partition(_select(dataset, arrays, train), _select(dataset, arrays, validation))
+    return Partition(*(_select(dataset, arrays, part, device) for part in (train, validation)))
 
 
 def split_indices(
@@ -219,6 +225,7 @@ def _select(
     dataset: Dataset,
     arrays: tuple[NDArray[np.uint8], NDArray[np.int64]],
     indices: NDArray[np.int64],
+    device: str,
 ) -> Split:
-    images, labels = (torch.from_numpy(array[indices]) for array in arrays)
+    images, labels = (torch.from_numpy(array[indices]).to(device) for array in arrays)
     return Split(images, labels, dataset.mean, dataset.std)

@@ -1,15 +1,18 @@
 """The nodes as the server sees them: who is there, and what came back from a question."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedlib import messages
+from fedlib.config import Config
 from fedlib.console import say
 from fedlib.errors import FedlibError, ReplyError, one_line
+from fedlib.randomness import SERVER, Stream, numpy_generator
 from fedlib.results import Stage
 
 POLL_INTERVAL_S = 0.02
@@ -170,6 +173,14 @@ class Federation:
                 reason = reason[:REASON_LENGTH] + " …"
             stage.problems.append(f"{self.name(node_id)}: {reason}")
         return True
+
+
+def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
+    """Sample a fraction of the nodes uniformly, without replacement; at least one."""
+    rng = numpy_generator(config.seed, server_round, SERVER, Stream.SAMPLE)
+    num_sampled = max(1, round(config.fraction_clients_train * len(nodes)))
+    chosen = np.sort(rng.choice(len(nodes), size=num_sampled, replace=False))
+    return [nodes[index] for index in chosen]
 
 
 def _cause(reason: str | None) -> str:

@@ -2,14 +2,13 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedlib import messages
@@ -18,14 +17,14 @@ from fedlib.config import Config
 from fedlib.console import say, tidy_flower_log
 from fedlib.data import Split, load_test, open_dataset, partition_indices
 from fedlib.errors import FedlibError, RunDirectoryError
-from fedlib.federation import Federation
+from fedlib.federation import Federation, sample
 from fedlib.model import CNN, State, clone_state, state_hash
-from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
+from fedlib.randomness import SERVER, Stream, torch_generator
 from fedlib.results import Round, RunDirectory, Stage, finite, mean_and_std
 from fedlib.resume import expect_same_run, resume
 from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
-from fedlib.training import Evaluation, Weighted, check_device, evaluate
+from fedlib.training import Evaluation, Weighted, check_device, evaluate, single_thread
 
 ROLL_CALL_TIMEOUT_S = 120.0
 BEST_MODEL = "best model"
@@ -39,17 +38,27 @@ class Server:
         config: The run's config.
         federation: The nodes.
         dataset: The data set's name, which every node is told.
-        test: The test split.
+        device: Where the global model is evaluated.
+        test: The test split, on that device.
         directory: Where the run is written down.
         unsaved: What could not be written so far: how to write it, and why it failed.
+        encoded: The model serialised last, and what came out.
     """
 
     config: Config
     federation: Federation
     dataset: str
+    device: str
     test: Split
     directory: RunDirectory
     unsaved: dict[str, tuple[Callable[[], None], RunDirectoryError]] = field(default_factory=dict)
+    encoded: list[tuple[State, ArrayRecord]] = field(default_factory=list)
+
+    def encode(self, model: State) -> ArrayRecord:
+        """Serialise a model once: EVALUATE and the next round's TRAIN send the same."""
+        if not self.encoded or self.encoded[0][0] is not model:
+            self.encoded[:] = [(model, messages.encode_model(model))]
+        return self.encoded[0][1]
 
 
 def make_server_app(config: Config | None = None) -> ServerApp:
@@ -94,7 +103,7 @@ def run(grid: Grid, config: Config) -> State:
 
 def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     """Check what can be checked before any training; return the model and the first round."""
-    check_device(config.server_device)
+    device = check_device(config.server_device)
     dataset, reason = resolve_dataset(config.dataset)
     say(f"📦 Data set: {dataset} ({reason})")
     model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
@@ -117,7 +126,8 @@ def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     # After the roll call: a data set being drawn on all cores can keep an engine from starting.
     prepared = open_dataset(dataset)
     partition_indices(prepared, federation.num_partitions, config.dirichlet_alpha, config.seed)
-    server = Server(config, federation, dataset, load_test(prepared), directory)
+    test = load_test(prepared, device)
+    server = Server(config, federation, dataset, device, test, directory)
     return server, model, first_round
 
 
@@ -140,10 +150,11 @@ def run_round(server: Server, model: State, server_round: int) -> tuple[State, R
         losses.append(reply.loss)
 
     request = messages.encode_train_request(
-        messages.encode_model(model), server_round, server.dataset, record.learning_rate
+        server.encode(model), server_round, server.dataset, record.learning_rate
     )
     timeout_s = config.reply_timeout
-    record.train = federation.ask(messages.TRAIN, sampled, request, timeout_s, aggregate)
+    with single_thread():  # the clients are at work: threads would wait for each other
+        record.train = federation.ask(messages.TRAIN, sampled, request, timeout_s, aggregate)
     report_stage("📥", "TRAIN", record.train)
     model = fedavg.result()
 
@@ -171,9 +182,7 @@ def run_round(server: Server, model: State, server_round: int) -> tuple[State, R
     def collect(node_id: int, content: RecordDict) -> None:
         evaluations.append(messages.decode_evaluate_reply(content))
 
-    request = messages.encode_evaluate_request(
-        messages.encode_model(model), server_round, server.dataset
-    )
+    request = messages.encode_evaluate_request(server.encode(model), server_round, server.dataset)
     record.evaluate = federation.ask(messages.EVALUATE, volunteers, request, timeout_s, collect)
     report_stage("📥", "EVALUATE", record.evaluate)
 
@@ -184,20 +193,12 @@ def run_round(server: Server, model: State, server_round: int) -> tuple[State, R
     return model, record
 
 
-def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
-    """Sample a fraction of the nodes uniformly, without replacement; at least one."""
-    rng = numpy_generator(config.seed, server_round, SERVER, Stream.SAMPLE)
-    num_sampled = max(1, round(config.fraction_clients_train * len(nodes)))
-    chosen = np.sort(rng.choice(len(nodes), size=num_sampled, replace=False))
-    return [nodes[index] for index in chosen]
-
-
 def evaluate_centrally(server: Server, state: State, record: Round) -> None:
     """Evaluate the global model on the test split; checkpoint it if it is the best so far."""
     began = time.monotonic()
     model = CNN(torch.Generator())
     model.load_state_dict(state)
-    evaluation = evaluate(model, server.test, server.config.server_device)
+    evaluation = evaluate(model, server.test, server.device)
     loss, accuracy = evaluation.loss.mean, evaluation.accuracy
     record.centralized_loss, record.centralized_accuracy = finite(loss), accuracy
     record.centralized_seconds = time.monotonic() - began

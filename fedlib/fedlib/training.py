@@ -94,10 +94,11 @@ def train(
     model.to(device).train()
     parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     momenta: list[Tensor | None] = [None] * len(parameters)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    losses: list[Tensor] = []  # of the batches; read at the end, so that a GPU need not wait
+    sizes: list[int] = []
     num_examples = len(split)
     for _ in range(epochs):
-        order = torch.randperm(num_examples, generator=generator)
+        order = torch.randperm(num_examples, generator=generator).to(split.images.device)
         images = split.normalize(augment(split.images[order], generator)).to(device)
         labels = split.labels[order].to(device)
         for start in range(0, num_examples, batch_size):
@@ -106,12 +107,19 @@ def train(
             gradients = list(torch.autograd.grad(loss, parameters, **UNUSED))
             with torch.no_grad():
                 sgd(parameters, gradients, momenta, lr=learning_rate, momentum=momentum, **PLAIN)
-            loss_sum += loss.detach().double() * len(labels[batch])
-    return Weighted(loss_sum.item(), num_examples * epochs)
+            losses.append(loss.detach())
+            sizes.append(len(labels[batch]))
+    loss_sum = 0.0
+    for batch_loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
+        loss_sum += batch_loss * size
+    return Weighted(loss_sum, num_examples * epochs)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """Crop and flip each image of a batch at random (the field's usual augmentation).
+
+    It is computed where the images are; what is random is drawn on the CPU, so the same crops
+    come out on every device.
 
     Args:
         images: uint8 images, (N, H, W), black (0) outside the object.
@@ -119,7 +127,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     offsets = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
     flips = torch.rand(len(images), generator=generator) < 0.5
-    return crop_and_flip(images, offsets, flips)
+    return crop_and_flip(images, offsets.to(images.device), flips.to(images.device))
 
 
 def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
@@ -132,13 +140,14 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         offsets: int64 top and left corners in the padded image, (N, 2), 0 to 2 * PADDING.
         flips: bool, (N,): mirror left and right?
     """
-    num_images, height, width = images.shape
+    (num_images, height, width), device = images.shape, images.device
     padded = F.pad(images, (PADDING,) * 4)  # (N, H + 8, W + 8)
-    columns = torch.arange(width).expand(num_images, width)
+    columns = torch.arange(width, device=device).expand(num_images, width)
     columns = torch.where(flips[:, None], columns.flip(1), columns)
-    rows = offsets[:, :1] + torch.arange(height)  # (N, H)
+    rows = offsets[:, :1] + torch.arange(height, device=device)  # (N, H)
     columns = offsets[:, 1:] + columns  # (N, W)
-    return padded[torch.arange(num_images)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    which = torch.arange(num_images, device=device)
+    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 @torch.inference_mode()
@@ -151,17 +160,15 @@ def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
         device: Where to compute.
     """
     model.to(device).eval()
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum, num_correct = 0.0, 0
     for start in range(0, len(split), EVALUATION_BATCH_SIZE):
         batch = slice(start, start + EVALUATION_BATCH_SIZE)
         labels = split.labels[batch].to(device)
         logits = model(split.normalize(split.images[batch]).to(device))
-        loss_sum += F.cross_entropy(logits, labels, reduction="none").double().sum()
-        num_correct += (logits.argmax(dim=1) == labels).sum()
-    return Evaluation(
-        Weighted(loss_sum.item(), len(split)), Weighted(num_correct.item(), len(split))
-    )
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        loss_sum += losses.cpu().double().sum().item()  # not every device has float64
+        num_correct += int((logits.argmax(dim=1) == labels).sum())
+    return Evaluation(Weighted(loss_sum, len(split)), Weighted(num_correct, len(split)))
 
 
 @contextmanager
@@ -180,17 +187,25 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def check_device(name: str) -> None:
-    """Check that PyTorch can compute on a device.
+def pick_device() -> str:
+    """Return ``cuda`` where this process has been given a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(name: str) -> str:
+    """Return the device to compute on: the one named, or for ``auto`` the best that is there.
 
     Raises:
         ConfigError: It is not a device, or not there.
     """
+    if name == "auto":
+        return pick_device()
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"run config: server-device: expected a device of this machine (cpu, cuda:0, mps), "
-            f"got {name!r}: {reason}"
+            f"run config: server-device: expected auto or a device of this machine "
+            f"(cpu, cuda:0, mps), got {name!r}: {reason}"
         ) from error
+    return name
