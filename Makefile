@@ -15,11 +15,12 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
-.PHONY: help setup run test check lab notebooks figures stop clean
+.PHONY: help setup run test check bench bench-scaling lab notebooks figures stop clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
 	@echo "make test     run all tests        make check    lint, types, spelling"
 	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
+	@echo "make bench    time a round against a bare loop (10 min)   make bench-scaling  up to 1,000 nodes"
 	@echo "make figures  draw _static/ again"
 	@echo "make clean    remove .venv and Flower's folder (outputs/ stays)"
 
@@ -67,6 +68,12 @@ lab: setup
 # One: make notebooks ONLY=05-one-round.ipynb
 notebooks: setup
 	$(BIN)/python notebooks/refresh.py $(ONLY)
+
+bench: setup
+	$(BIN)/python _static/make_benchmark.py
+
+bench-scaling: setup
+	$(BIN)/python _static/make_benchmark.py scaling
 
 figures: setup
 	$(BIN)/python _static/make_figures.py

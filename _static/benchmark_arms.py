@@ -181,7 +181,8 @@ def naive(rounds: int) -> dict[str, Any]:
         for server_round in range(1, rounds + 1):
             began = time.monotonic()
             rate = CONFIG.learning_rate_at(server_round)
-            chosen = [int(node) for node in rng.choice(nodes, SAMPLED, replace=False)]
+            # Node ids are too large for NumPy's integers: choose positions.
+            chosen = [nodes[k] for k in rng.choice(len(nodes), SAMPLED, replace=False)]
             replies = list(naive_ask(grid, chosen, "train", model, rate))
             total = sum(int(reply.content["metrics"]["num-examples"]) for reply in replies)
             mean: dict[str, Tensor] = {}

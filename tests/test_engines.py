@@ -43,9 +43,19 @@ class Killed(ClientApp):
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.inner(message, context)
 
+class Watched(ClientApp):
+    def __init__(self, inner, folder):
+        super().__init__()
+        self.inner, self.folder = inner, folder
+
+    def __call__(self, message, context):
+        reply = self.inner(message, context)
+        with open(os.path.join(self.folder, f"{os.getpid()}.json"), "w") as file:
+            json.dump(sorted(sys.modules), file)
+        return reply
+
 app = make_client_app(config)
-if sys.argv[2] == "killed":
-    app = Killed(app)
+app = Killed(app) if sys.argv[2] == "killed" else Watched(app, sys.argv[2])
 resources = {"num_cpus": 1, "max_restarts": -1}  # a dead actor starts anew
 init_args = {"logging_level": "ERROR", "log_to_driver": False}
 backend_config = {"client_resources": resources, "init_args": init_args}
@@ -78,8 +88,13 @@ def read_rounds(config: Config) -> list[dict[str, Any]]:
     return list(rounds)
 
 
-def simulate(config: Config, mode: str = "") -> Done:
-    """Run Flower's simulation in a process of its own."""
+def simulate(config: Config, mode: str) -> Done:
+    """Run Flower's simulation in a process of its own.
+
+    Args:
+        config: The run's config.
+        mode: ``killed``, or a folder where each client process leaves the names of its modules.
+    """
     done = subprocess.run(
         [sys.executable, "-c", SIMULATION, json.dumps(config.to_run_config()), mode],
         stdin=subprocess.DEVNULL,
@@ -111,10 +126,16 @@ def expect_same_numbers(rounds: list[dict[str, Any]], config: Config, tmp_path: 
 
 
 def test_a_simulation_gives_the_same_bits_as_a_local_grid(config: Config, tmp_path: Path) -> None:
-    done = simulate(config)
+    done = simulate(config, str(tmp_path))
     expect_same_numbers(done.rounds, config, tmp_path)
     assert "🏁 Finished" in done.output
     assert "Traceback" not in done.output and "ERROR" not in done.output
+    imported = [set(json.loads(file.read_text())) for file in tmp_path.glob("*.json")]
+    assert len(imported) >= 1  # a process for each actor that had anything to do
+    heavy = {"wandb", "matplotlib", "torchvision", "datasets", "flwr_datasets", "PIL", "pandas"}
+    for modules in imported:
+        assert "fedlib.training" in modules
+        assert not heavy & modules
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -140,7 +161,7 @@ def on_time(seed: int, server_round: int, max_delay: float, within: float) -> in
     return count
 
 
-def test_late_nodes_do_not_hold_up_what_comes_after_query(config: Config) -> None:
+def test_late_nodes_do_not_hold_up_what_comes_after_query(config: Config, tmp_path: Path) -> None:
     """Nodes would take up to 60 s to answer; the server waits 5 s, and goes on at once."""
     seed = next(
         seed
@@ -148,7 +169,7 @@ def test_late_nodes_do_not_hold_up_what_comes_after_query(config: Config) -> Non
         if all(on_time(seed, server_round, 60.0, 1.0) for server_round in (1, 2))
     )
     config = dataclasses.replace(config, seed=seed, query_max_delay=60.0, query_timeout=5.0)
-    done = simulate(config)
+    done = simulate(config, str(tmp_path))
     num_missing = 0
     for record in done.rounds:
         assert record["query"]["num_errors"] == 0
