@@ -18,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -46,20 +47,23 @@ GIGABYTE = 1e9
 
 
 class Watch(threading.Thread):
-    """Looks twice a second at a process and all that it started.
+    """Looks every other second at a process and all that it started.
+
+    At their memory every tenth second only: to tell what they share, the kernel walks through all
+    their pages, and keeps them waiting.
 
     Attributes:
         peak_bytes: The most memory that all had together (what they share counts once).
         cpu_s: CPU seconds by the role of the process.
         started: When the first process of a role was started, in seconds since the epoch.
-        server_bytes: The server process's own memory, at each look.
+        server_bytes: The most that the server's process had.
     """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.root = psutil.Process(pid)
         self.peak_bytes = 0
-        self.server_bytes: list[int] = []
+        self.server_bytes = 0
         self.started: dict[str, float] = {}
         self._cpu: dict[int, tuple[str, float]] = {}
 
@@ -73,28 +77,32 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look until the process is gone."""
+        looks = 0
         while self.root.is_running() and self.root.status() != psutil.STATUS_ZOMBIE:
-            try:
-                total = 0
-                for process in [self.root, *self.root.children(recursive=True)]:
-                    total += self._look(process)
-                self.peak_bytes = max(self.peak_bytes, total)
-            except psutil.NoSuchProcess:
-                pass
-            time.sleep(0.5)
+            with suppress(psutil.NoSuchProcess):
+                processes = [self.root, *self.root.children(recursive=True)]
+                for process in processes:
+                    self._look(process)
+                if looks % 5 == 4:
+                    shares = [self._memory(process) for process in processes]
+                    self.peak_bytes = max(self.peak_bytes, sum(shares))
+                    self.server_bytes = max(self.server_bytes, shares[0])
+            looks += 1
+            time.sleep(2.0)
 
-    def _look(self, process: psutil.Process) -> int:
-        try:
+    def _look(self, process: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             role = "server" if process == self.root else _role(process)
-            times, memory = process.cpu_times(), process.memory_full_info()
+            times = process.cpu_times()
             self.started.setdefault(role, process.create_time())
+            self._cpu[process.pid] = role, times.user + times.system
+
+    def _memory(self, process: psutil.Process) -> int:
+        try:
+            memory = process.memory_full_info()
+            return int(getattr(memory, "pss", memory.rss))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return 0
-        self._cpu[process.pid] = role, times.user + times.system
-        num_bytes = int(getattr(memory, "pss", memory.rss))
-        if process == self.root:
-            self.server_bytes.append(num_bytes)
-        return num_bytes
 
 
 def _role(process: psutil.Process) -> str:
@@ -115,7 +123,7 @@ def measure(arm: str, rounds: int, **env: str) -> dict[str, Any]:
         sys.exit(f"{arm}: ended with {process.returncode}; its last words:\n{problems[-2000:]}")
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     found |= {"peak_bytes": watch.peak_bytes, "cpu_s": watch.cpu_s}
-    found["server_bytes"] = max(watch.server_bytes)
+    found["server_bytes"] = watch.server_bytes
     if trace := found.pop("trace", None):
         called = min(line["ended"] for line in trace if line["message_type"] == "train")
         called -= found["first_reply_s"]

@@ -149,41 +149,41 @@ def run_round(server: Server, model: State, server_round: int) -> tuple[State, R
         fedavg.add(reply.model, reply.num_examples)  # 3. ... and each reply joins the mean.
         losses.append(reply.loss)
 
-    request = messages.encode_train_request(
-        server.encode(model), server_round, server.dataset, record.learning_rate
-    )
+    arrays, rate = server.encode(model), record.learning_rate
+    request = messages.encode_train_request(arrays, server_round, server.dataset, rate)
     timeout_s = config.reply_timeout
     with single_thread():  # the clients are at work: threads would wait for each other
         record.train = federation.ask(messages.TRAIN, sampled, request, timeout_s, aggregate)
     report_stage("📥", "TRAIN", record.train)
     model = fedavg.result()
 
-    # 4. QUERY every node: will you evaluate? Meanwhile, evaluate centrally, in a thread.
-    volunteers: list[int] = []
-
-    def note_opt_in(node_id: int, content: RecordDict) -> None:
-        if messages.decode_query_reply(content):
-            volunteers.append(node_id)
-
-    request = messages.encode_query_request(server_round)
     with ThreadPoolExecutor(max_workers=1) as pool:
-        central = pool.submit(evaluate_centrally, server, model, record)
+        central = pool.submit(evaluate_centrally, server, model, record)  # meanwhile
+        # 4. QUERY every node: will you evaluate?
+        volunteers: list[int] = []
+
+        def note_opt_in(node_id: int, content: RecordDict) -> None:
+            if messages.decode_query_reply(content):
+                volunteers.append(node_id)
+
+        request, limit_s = messages.encode_query_request(server_round), config.query_timeout
         record.query = federation.ask(
-            messages.QUERY, nodes, request, config.query_timeout, note_opt_in, late_is_normal=True
+            messages.QUERY, nodes, request, limit_s, note_opt_in, late_is_normal=True
         )
+        record.num_opted_in = len(volunteers)
+
+        # 5. EVALUATE: they evaluate the global model on their own validation split.
+        evaluations: list[Evaluation] = []
+
+        def collect(node_id: int, content: RecordDict) -> None:
+            evaluations.append(messages.decode_evaluate_reply(content))
+
+        arrays = server.encode(model)
+        request = messages.encode_evaluate_request(arrays, server_round, server.dataset)
+        record.evaluate = federation.ask(messages.EVALUATE, volunteers, request, timeout_s, collect)
         central.result()
     report_stage("📨", "QUERY", record.query)
-    record.num_opted_in = len(volunteers)
     say(f"✅ {len(volunteers)}/{len(nodes)} nodes opted-in for evaluation (QUERY)")
-
-    # 5. EVALUATE: they evaluate the global model on their own validation split.
-    evaluations: list[Evaluation] = []
-
-    def collect(node_id: int, content: RecordDict) -> None:
-        evaluations.append(messages.decode_evaluate_reply(content))
-
-    request = messages.encode_evaluate_request(server.encode(model), server_round, server.dataset)
-    record.evaluate = federation.ask(messages.EVALUATE, volunteers, request, timeout_s, collect)
     report_stage("📥", "EVALUATE", record.evaluate)
 
     # 6. Mean and standard deviation over the nodes.
