@@ -40,9 +40,9 @@ ROUNDS = {"bare": 10, "app": 10, "app-delays": 10, "naive": 3}
 WARM_UP = {"bare": 2, "app": 2, "app-delays": 2, "naive": 1}
 """The first rounds are not counted: they read partitions and fill caches."""
 REPETITIONS = 3
-SCALES = [(50, 10), (200, 10), (500, 10), (1000, 10), (1000, 50), (1000, 100), (1000, 200)]
+SCALES = [(50, 10), (200, 10), (1000, 10), (1000, 50), (1000, 200)]
 """Numbers of nodes and of sampled nodes."""
-SCALING_ROUNDS = 4
+SCALING_ROUNDS = 3
 GIGABYTE = 1e9
 
 
