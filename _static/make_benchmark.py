@@ -227,7 +227,7 @@ def stage_table(report: dict[str, Any]) -> str:
         name = {
             "train": "TRAIN",
             "query": "QUERY",
-            "central": "central evaluation (fedlib: during QUERY)",
+            "central": "central evaluation (fedlib: during QUERY and EVALUATE)",
             "evaluate": "EVALUATE",
             "seconds": "**the round**",
         }[stage]
@@ -270,13 +270,13 @@ def draw_speed(report: dict[str, Any]) -> None:
             spread = [[middle - min(seconds)], [max(seconds) - middle]]
             axes.barh(row, middle, color=colour, xerr=spread, capsize=3, height=0.6)
             axes.text(
-                max(seconds) * 1.08, row, f"{middle:.1f} s, {middle / bare:.2g} times", va="center"
+                max(seconds) * 1.08, row, f"{middle:.1f} s ({middle / bare:.2g} ×)", va="center"
             )
         axes.set_yticks(range(len(ARMS)), list(ARMS.values()))
         axes.invert_yaxis()
         longest = max(round_seconds("naive", report["runs"]["naive"]))
         axes.set(xscale="log", xlabel="seconds a round (log scale)", xlim=(1, 4 * longest))
-        axes.set_title("What a round takes, and how often the bare loop fits into it", loc="left")
+        axes.set_title("Messages cost little, the first version a lot (and times the bare loop)")
         figure.savefig(HERE / "benchmark.png", dpi=110)
 
 
@@ -329,7 +329,7 @@ def draw_scaling(report: dict[str, Any]) -> None:
         right.plot(sampled, memory, "s-", color="#E69F00")
         right.set(title="The server's memory: level", ylabel="gigabytes")
         for axes in (left, right):
-            axes.set(xlabel="sampled of 1,000 nodes", ylim=(0, None))
+            axes.set(xlabel="sampled of 1,000 nodes", ylim=(0, 1.15 * axes.get_ylim()[1]))
         figure.savefig(HERE / "scaling.png", dpi=110)
 
 

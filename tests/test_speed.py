@@ -6,6 +6,8 @@ What client processes import is looked at in ``test_engines.py``, where there ar
 import dataclasses
 import importlib
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +120,13 @@ def test_the_mean_is_taken_on_one_thread(
         assert torch.get_num_threads() == 2  # what evaluates centrally has them all
     finally:
         torch.set_num_threads(before)
+
+
+def test_rays_processes_do_not_import_a_grammar_of_web_addresses() -> None:
+    """jsonschema from 4.25 on, as JupyterLab installs it, does: two seconds in each process."""
+    code = "import ray, sys; print('jsonschema' in sys.modules, 'rfc3987_syntax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True False"
 
 
 def test_images_and_their_layers_have_the_channels_last(small_config: Config) -> None:

@@ -15,8 +15,8 @@ from fedlib.errors import FedlibError, ReplyError, one_line
 from fedlib.randomness import SERVER, Stream, numpy_generator
 from fedlib.results import Stage
 
-POLL_INTERVAL_S = 0.01
-POLL_SHARE, MAX_POLL_INTERVAL_S = 0.02, 0.5
+POLL_INTERVAL_S = 0.02
+POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
 """The longer a question is out, the more seldom we look: over a network, looking costs both
 sides something, and who looks the moment a reply is announced finds it without its arrays."""
 IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
