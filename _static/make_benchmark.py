@@ -261,7 +261,7 @@ def process_table(report: dict[str, Any]) -> str:
 def draw_speed(report: dict[str, Any]) -> None:
     """Draw the arms as bars."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(8, 3))
+        figure, axes = plt.subplots(figsize=(9, 3))
         bare = statistics.median(round_seconds("bare", report["runs"]["bare"]))
         colours = ("#555555", "#0072B2", "#0072B2", "#E69F00")
         for row, (arm, colour) in enumerate(zip(ARMS, colours, strict=True)):
@@ -276,7 +276,7 @@ def draw_speed(report: dict[str, Any]) -> None:
         axes.invert_yaxis()
         longest = max(round_seconds("naive", report["runs"]["naive"]))
         axes.set(xscale="log", xlabel="seconds a round (log scale)", xlim=(1, 4 * longest))
-        axes.set_title("Messages cost little, the first version a lot (and times the bare loop)")
+        axes.set_title("Messages cost little, the first version a lot (× the bare loop)")
         figure.savefig(HERE / "benchmark.png", dpi=110)
 
 
