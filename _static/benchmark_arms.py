@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -44,6 +45,7 @@ from torch.utils.data import DataLoader
 
 import fedlib
 from fedlib.client_app import OPT_IN_PROBABILITY, TRACE
+from fedlib.federation import sample
 from fedlib.training import EVALUATION_BATCH_SIZE
 
 NODES = int(os.environ.get("BENCHMARK_NODES", "50"))
@@ -65,7 +67,7 @@ def bare(rounds: int) -> dict[str, Any]:
     for server_round in range(1, rounds + 1):
         moments = [time.monotonic()]
         mean = {name: torch.zeros_like(value) for name, value in state.items()}
-        chosen = sampled_partitions(server_round)
+        chosen = sample(range(NODES), CONFIG, server_round)
         total = sum(len(parts[node].train) for node in chosen)
         for node in chosen:
             model.load_state_dict(state)
@@ -132,12 +134,8 @@ def app(rounds: int, delays: bool = False) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp())
     os.environ[TRACE] = str(folder / "trace.jsonl")
     delay = fedlib.Config().query_max_delay if delays else 0.0
-    config = fedlib.Config(
-        num_server_rounds=rounds,
-        use_wandb=False,
-        query_max_delay=delay,
-        fraction_clients_train=CONFIG.fraction_clients_train,
-        output_dir=str(folder),
+    config = replace(
+        CONFIG, num_server_rounds=rounds, query_max_delay=delay, output_dir=str(folder)
     )
     called = time.time()
     run_simulation(
@@ -306,12 +304,6 @@ def naive_evaluate(model: fedlib.CNN, loader: Any) -> float:
         int((model(batch["image"]).argmax(1) == batch["label"]).sum()) for batch in loader
     )
     return correct / len(loader.dataset)
-
-
-def sampled_partitions(server_round: int) -> list[int]:
-    """Return the partitions that fedlib's server samples in a round."""
-    seed = (CONFIG.seed, server_round, fedlib.SERVER, fedlib.Stream.SAMPLE)
-    return [int(n) for n in np.sort(fedlib.numpy_generator(*seed).choice(NODES, SAMPLED, False))]
 
 
 def new_model() -> fedlib.CNN:

@@ -107,7 +107,7 @@ class Watch(threading.Thread):
 
 def _role(process: psutil.Process) -> str:
     line = " ".join(process.cmdline())
-    return "clients" if "ClientAppActor" in line or "ray::" in line else "Ray's own"
+    return "clients" if "ray::" in line else "Ray's own"
 
 
 def measure(arm: str, rounds: int, **env: str) -> dict[str, Any]:
