@@ -15,7 +15,7 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
-.PHONY: help setup run test check bench bench-scaling lab notebooks figures stop clean
+.PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks figures stop clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
 	@echo "make test     run all tests        make check    lint, types, spelling"
@@ -35,6 +35,12 @@ $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
 	@touch $@
 
+# What a learner does not need: tests, checks, the book.
+setup-dev: $(VENV)/.installed-dev
+$(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r tests/requirements.txt
+	@touch $@
+
 # flwr run exits with 0 even when the run fails: the newest run's status tells. Ctrl-C ends only
 # its log, so the SuperLink, and with it the training, is stopped however this ends.
 run: setup
@@ -52,11 +58,11 @@ stop:
 	@pkill -f "$(OURS)" || true
 	@for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -f "$(OURS)" > /dev/null || break; sleep 1; done
 
-test: setup
+test: setup-dev
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
-check: setup
+check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -66,7 +72,7 @@ lab: setup
 	$(BIN)/jupyter lab notebooks
 
 # One: make notebooks ONLY=05-one-round.ipynb
-notebooks: setup
+notebooks: setup-dev
 	$(BIN)/python notebooks/refresh.py $(ONLY)
 
 bench: setup
