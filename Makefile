@@ -15,14 +15,15 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
-.PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks figures stop clean
+.PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks book figures stop clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
 	@echo "make test     run all tests        make check    lint, types, spelling"
 	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
+	@echo "make book     build the course as a site in .book/html"
 	@echo "make bench    time a round against a bare loop (10 min)   make bench-scaling  up to 1,000 nodes"
 	@echo "make figures  draw _static/ again"
-	@echo "make clean    remove .venv and Flower's folder (outputs/ stays)"
+	@echo "make clean    remove .venv, the book and Flower's folder (outputs/ stays)"
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
@@ -75,6 +76,10 @@ lab: setup
 notebooks: setup-dev
 	$(BIN)/python notebooks/refresh.py $(ONLY)
 
+# From the committed outputs: nothing is executed, nothing fetched.
+book: setup-dev
+	$(BIN)/python _static/book/build.py
+
 bench: setup
 	$(BIN)/python _static/make_benchmark.py
 
@@ -85,4 +90,4 @@ figures: setup
 	$(BIN)/python _static/make_figures.py
 
 clean: stop
-	rm -rf $(VENV) .flwr
+	rm -rf $(VENV) .flwr .book
