@@ -15,12 +15,13 @@ export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
 
-.PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks book figures stop clean
+.PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks address book figures stop clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
 	@echo "make test     run all tests        make check    lint, types, spelling"
 	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
 	@echo "make book     build the course as a site in .book/html"
+	@echo "make address  write a fork's address (REPOSITORY=https://github.com/you/your-fork) for Colab"
 	@echo "make bench    time a round against a bare loop (10 min)   make bench-scaling  up to 1,000 nodes"
 	@echo "make figures  draw _static/ again"
 	@echo "make clean    remove .venv, the book and Flower's folder (outputs/ stays)"
@@ -70,11 +71,15 @@ check: setup-dev
 	$(BIN)/codespell fedlib tests notebooks _static README.md Makefile
 
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00-start-here.ipynb
 
 # One: make notebooks ONLY=05-one-round.ipynb
 notebooks: setup-dev
 	$(BIN)/python notebooks/refresh.py $(ONLY)
+
+# A fork's own: make address REPOSITORY=https://github.com/you/your-fork BRANCH=main
+address: setup
+	@$(BIN)/python notebooks/address.py "$(REPOSITORY)" "$(BRANCH)"
 
 # From the committed outputs: nothing is executed, nothing fetched.
 book: setup-dev

@@ -24,6 +24,7 @@ from typing import Any
 
 import nbformat
 import psutil
+from address import is_colab
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -96,7 +97,8 @@ def tidy(notebook: NotebookNode) -> None:
         if "image/png" in output.get("data", {})
     ]
     for cell in notebook.cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        if not is_colab(cell):
+            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
         if cell.cell_type != "code":
             continue
         kept: list[Any] = []
@@ -136,8 +138,8 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def stamp(notebook: NotebookNode) -> dict[str, str]:
-    """Return the digests of a notebook's code and of the API that it uses."""
-    code = "\n".join(cell.source for cell in code_cells(notebook))
+    """Return the digests of a notebook's code (Colab's cell aside) and of the API that it uses."""
+    code = "\n".join(cell.source for cell in code_cells(notebook) if not is_colab(cell))
     used = {k: v for k, v in api().items() if re.search(rf"\b{k}\b", code)}
     texts = {"code": code, "fedlib": repr(sorted(used.items()))}
     return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}

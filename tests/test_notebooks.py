@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import refresh
+from address import is_colab
 from nbformat import NotebookNode
 from refresh import COST
 
@@ -37,7 +38,10 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def read(path: Path) -> NotebookNode:
-    return nbformat.read(path, as_version=4)
+    """The notebook without its cell for Colab, which test_colab.py looks at."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if not is_colab(cell)]
+    return notebook
 
 
 def prose(notebook: NotebookNode) -> list[NotebookNode]:
@@ -84,8 +88,17 @@ def test_it_is_a_valid_notebook_for_any_python_kernel(path: Path) -> None:
 
 
 @each
+def test_its_outputs_show_everywhere_without_a_script(path: Path) -> None:
+    """Text and pictures: VS Code, the repository's web view and the book run no JavaScript."""
+    for cell in refresh.code_cells(read(path)):
+        for output in cell.outputs:
+            assert set(output.get("data", {})) <= {"text/plain", "text/html", "image/png"}
+            assert not re.search(r"<script|\bon\w+=|javascript:", str(output), re.I)
+
+
+@each
 def test_it_is_committed_executed_from_top_to_bottom(path: Path) -> None:
-    cells = refresh.code_cells(read(path))
+    cells = refresh.code_cells(nbformat.read(path, as_version=4))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
         for output in cell.outputs:

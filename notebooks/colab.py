@@ -1,0 +1,38 @@
+# @title Google Colab: run this cell first. Elsewhere it does nothing.
+import sys
+
+REPOSITORY, BRANCH = "", "main"  # the same in all notebooks: make address writes them
+
+if "google.colab" in sys.modules:
+    from importlib import invalidate_caches, metadata, util
+    from os import chdir
+    from pathlib import Path
+    from shutil import unpack_archive
+    from subprocess import PIPE, STDOUT
+    from subprocess import run as command
+    from urllib.request import urlopen
+
+    class ColabError(Exception):
+        def _render_traceback_(self):  # IPython prints this, one line, instead of a traceback
+            return [f"Colab: expected {self} and run this cell again."]
+
+    archive = f"{REPOSITORY}/archive/{BRANCH}.zip"
+    try:
+        if not Path("../fedlib").is_dir():
+            if not Path("course").is_dir():
+                Path("course.zip").write_bytes(urlopen(archive, timeout=60).read())
+                unpack_archive("course.zip", "course")
+            chdir(next(Path("course").glob("*/notebooks")))
+    except (OSError, ValueError) as error:
+        got = f"{archive} ({error})" if REPOSITORY else "none"
+        wanted = 'the address of a repository, REPOSITORY = "https://github.com/you/your-fork"'
+        raise ColabError(f"{wanted}, got {got}. Write it above") from None
+    if util.find_spec("fedlib") is None:
+        kept = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision", "numpy")]
+        Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "-c", "kept.txt", "../fedlib"]
+        done = command(pip, stdout=PIPE, stderr=STDOUT, text=True)
+        if done.returncode:
+            print(done.stdout)
+            raise ColabError("pip to install fedlib, got the above. Restart the session")
+        invalidate_caches()
