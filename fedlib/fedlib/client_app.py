@@ -105,7 +105,10 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
     except TooLateError as error:
         # A ClientApp cannot but reply; this reply has expired too, and Flower drops it.
         ttl = EXPIRED_TTL_S if seconds_left(message) > EXPIRED_TTL_S else None
-        return Message(Error(REFUSED, str(error)), reply_to=message, ttl=ttl)
+        reply = Message(Error(REFUSED, str(error)), reply_to=message, ttl=ttl)
+        while seconds_left(reply) >= 0:  # a clock moves in steps, on Windows of 16 ms
+            time.sleep(0.001)
+        return reply
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
 

@@ -152,7 +152,10 @@ def private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFo
 
 
 def _write(path: Path, content: bytes, mode: int = PRIVATE) -> Path:
-    """Create a file with its mode from the start: at no time can others read it."""
+    """Create a file with its mode from the start: at no time can others read it.
+
+    Windows has no such modes: there, the folder's own rights decide.
+    """
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
     return path

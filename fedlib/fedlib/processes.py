@@ -128,7 +128,9 @@ class FlowerHome:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us; we end the others
+                # Ctrl-C is for us; we end the others. (Windows knows groups instead of sessions.)
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         return self._started[name]
 

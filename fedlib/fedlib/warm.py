@@ -51,6 +51,8 @@ except OSError:  # nobody there: cold, then
 
 def _main(folder: Path) -> None:
     """Import, write the command, and fork for everyone who calls it, until interrupted."""
+    if sys.platform != "linux":
+        sys.exit(f"fedlib.warm: expected Linux, got {sys.platform}; start the SuperNode without it")
     import torch  # noqa: F401
 
     [entry] = entry_points(group="console_scripts", name=COMMAND)
@@ -66,7 +68,8 @@ def _main(folder: Path) -> None:
         server.listen(64)
         script = folder / COMMAND
         names = {"python": sys.executable, "folder": str(folder), "socket": SOCKET}
-        script.write_text(_SCRIPT.format(command=_own_command(folder), **names))
+        text = _SCRIPT.format(command=_own_command(folder), **names)
+        script.write_text(text, encoding="utf-8")
         script.chmod(0o700)
         print(READY, flush=True)
         while True:
@@ -79,6 +82,7 @@ def _main(folder: Path) -> None:
                     request = stream.read()
                 if len(outputs) == 2 and request:
                     if os.fork() == 0:
+                        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                         server.close()
                         caller.close()
                         _become(run, request, outputs)
@@ -101,7 +105,6 @@ def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> No
     """Turn this fork into the process that the caller asked for; never returns."""
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor, standard in zip(outputs, (1, 2), strict=True):
             os.dup2(descriptor, standard)
         sys.argv, environment, directory = json.loads(request)
