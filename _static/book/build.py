@@ -162,7 +162,7 @@ class Page(HTMLParser):
 
 
 def css_loads(css: str) -> list[str]:
-    return re.findall(r"""(?:url\(|@import)\s*["']?([^"')\s]+)""", css)
+    return re.findall(r"""(?:url\(|@import(?=\s*["']))\s*["']?([^"')\s]+)""", css)
 
 
 def is_elsewhere(address: str) -> bool:

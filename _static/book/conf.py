@@ -30,6 +30,7 @@ myst_heading_anchors = 4
 html_theme = "sphinx_book_theme"
 html_static_path = ["assets"]
 html_css_files = ["book.css"]
+html_js_files = ["book.js"]
 html_copy_source = False
 html_use_index = False
 html_show_copyright = False
