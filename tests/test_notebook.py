@@ -1,5 +1,6 @@
 """What a notebook needs: an engine that says what matters, pictures with words, fair verdicts."""
 
+import io
 import logging
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import capture_output
+from IPython.utils.capture import RichOutput, capture_output
+from matplotlib.figure import Figure
 
 from fedlib import BACKEND, set_up_notebook, show
 from fedlib.verdict import check, expect
@@ -89,20 +91,37 @@ def test_a_dead_client_process_is_brought_back_on_a_core_of_its_own() -> None:
     assert BACKEND["client_resources"] == {"num_cpus": 1, "max_restarts": -1}
 
 
-def test_a_figure_is_shown_once_with_its_words() -> None:
-    figure, axes = plt.subplots(figsize=(5, 2))
-    axes.plot([1, 2])
+def shown(figure: Figure, alt: str) -> RichOutput:
+    """What ``show`` hands to the notebook."""
     InteractiveShell.instance()  # display() prints where there is no notebook
     try:
         with capture_output() as captured:
-            show(figure, "A line that rises.")
+            show(figure, alt)
     finally:
         InteractiveShell.clear_instance()
     (output,) = captured.outputs
+    return output
+
+
+def test_a_figure_is_shown_once_with_its_words() -> None:
+    figure, axes = plt.subplots(figsize=(5, 2))
+    axes.plot([1, 2])
+    output = shown(figure, "A line that rises.")
     assert output.data["image/png"].startswith(b"\x89PNG")
     assert output.data["text/plain"] == "A line that rises."
-    assert output.metadata["image/png"] == {"alt": "A line that rises.", "width": 400}
+    assert output.metadata["image/png"] == {"alt": "A line that rises.", "width": 416}
     assert not plt.fignum_exists(figure.number)
+
+
+def test_a_figure_has_a_margin_whatever_is_drawn_at_its_edge() -> None:
+    figure = plt.figure(figsize=(2, 1), dpi=100)
+    figure.add_axes((0, 0, 1, 1)).imshow(np.zeros((1, 2)), aspect="auto")
+    picture = plt.imread(io.BytesIO(shown(figure, "A dark field.").data["image/png"]))
+    white = (picture == 1).all(axis=2)  # (height, width)
+    assert white.shape == (120, 220)
+    assert white[[0, -1]].all()
+    assert white[:, [0, -1]].all()
+    assert not white[12:-12, 12:-12].any()
 
 
 @check

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from fedlib.console import StdoutHandler, tidy_flower_log
 from fedlib.plots import STYLE
@@ -21,6 +22,8 @@ BACKEND: Any = {
 }
 """``backend_config`` for ``run_simulation``: one core a client process, which Ray brings back if
 it dies (Flower hands the options to ``ray.remote``), and no chatter from Ray (to ``ray.init``)."""
+MARGIN = 0.1
+"""Inches of paper around a figure: on a dark page, it ends where the picture does."""
 
 
 def set_up_notebook() -> None:
@@ -78,12 +81,13 @@ def show(figure: Figure, alt: str) -> None:
     """
     from IPython.display import display
 
+    width, height = figure.get_size_inches()
+    frame = Bbox.from_extents(-MARGIN, -MARGIN, width + MARGIN, height + MARGIN)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
-    width = round(figure.get_size_inches()[0] * 80)
+    figure.savefig(buffer, format="png", dpi=figure.dpi, bbox_inches=frame)
     plt.close(figure)
     display(  # type: ignore[no-untyped-call]
         {"image/png": buffer.getvalue(), "text/plain": alt},
-        metadata={"image/png": {"alt": alt, "width": width}},
+        metadata={"image/png": {"alt": alt, "width": round(80 * frame.width)}},
         raw=True,
     )
