@@ -1,7 +1,12 @@
 # On a machine with Python 3.11 or newer and make:  make run,  make test.
-PYTHON ?= python3
 VENV := .venv
+ifeq ($(OS),Windows_NT) # with Git Bash
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
+endif
 NODES ?= 50
 CONFIG ?=
 ONLY ?=
@@ -64,11 +69,13 @@ test: setup-dev
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks
 
+# The hooks of .pre-commit-config.yaml, here over everything and also without git; and types.
 check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell --check-hidden .ci .github _static fedlib notebooks tests *.md *.yaml Makefile
+	$(BIN)/python .ci/files.py
 	$(BIN)/mypy
-	$(BIN)/codespell fedlib tests notebooks _static README.md Makefile
 
 lab: setup
 	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00-start-here.ipynb
