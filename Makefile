@@ -1,4 +1,4 @@
-# On a machine with Python 3.11 or newer and make:  make run,  make test.
+# On a machine with Python 3.11 to 3.14 and make:  make run,  make test.
 VENV := .venv
 ifeq ($(OS),Windows_NT) # with Git Bash
 PYTHON ?= python
@@ -8,21 +8,23 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 endif
 NODES ?= 50
+PROCESSES ?=
 CONFIG ?=
 ONLY ?=
 
-# Flower's folder and ports of this project's own: nothing of the user's is touched or met.
+# Flower's folder and port of this project's own: nothing of the user's is touched or met.
 export FLWR_HOME := $(CURDIR)/.flwr
 export FLWR_LOCAL_SUPERLINK_HTTP_API_PORT ?= 39191
-export FLWR_LOCAL_CONTROL_API_PORT ?= 39193
 # The app runs in .venv; without this, Flower installs it once more, for every run.
 export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
 # Ray's tip about a future version, printed at every start.
 export PYTHONWARNINGS := ignore:Tip:FutureWarning
+# Else make run | tee log shows nothing before the end.
+export PYTHONUNBUFFERED := 1
 
 .PHONY: help setup setup-dev run test check bench bench-scaling lab notebooks address book figures stop clean
 help:
-	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\")"
+	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\", PROCESSES=2)"
 	@echo "make test     run all tests        make check    lint, types, spelling"
 	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
 	@echo "make book     build the course as a site in .book/html"
@@ -33,13 +35,19 @@ help:
 
 setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
-	  f"Python: expected 3.11 or newer, got {v.major}.{v.minor}; try: make PYTHON=python3.12")'
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "$(PYTHON): expected Python 3.11 to 3.14, found no such command; try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v < (3, 15) and \
+	  "Python: expected 3.11 to 3.14, got %d.%d; try: make PYTHON=python3.12" % v)'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "Python: expected the venv module; on Debian: apt install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.txt
+	@$(PYTHON) tests/machine.py setup $(VENV)
+	@mkdir -p .flwr; exec 9> .flwr/setup.lock; $(PYTHON) tests/machine.py alone 9 setup && \
+	echo "Installing into $(VENV): some 6 GB on Linux, much less elsewhere ..." && \
+	$(PYTHON) -m venv $(VENV) && \
+	{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv || { \
+	  echo "pip: expected to get uv from PyPI, got the above; is there a network, or a proxy (HTTPS_PROXY)?"; exit 1; }; } && \
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
 	@touch $@
 
 # What a learner does not need: tests, checks, the book.
@@ -49,21 +57,22 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 	@touch $@
 
 # flwr run exits with 0 even when the run fails: the newest run's status tells. Ctrl-C ends only
-# its log, so the SuperLink, and with it the training, is stopped however this ends.
+# its log, so the SuperLink, and with it the training, is stopped however this ends. It is also
+# stopped before: one is left where nobody could (kill -9, a power cut).
 run: setup
-	@trap 'exit 130' INT; trap '$(MAKE) --no-print-directory stop' EXIT; \
+	@mkdir -p .flwr; exec 9> .flwr/run.lock; $(BIN)/python tests/machine.py alone 9 run || exit 1; \
+	$(MAKE) --no-print-directory stop; \
+	$(BIN)/python tests/machine.py run "$(FLWR_LOCAL_SUPERLINK_HTTP_API_PORT)" "$(PROCESSES)" || exit 1; \
+	trap 'exit 130' INT HUP; trap '$(MAKE) --no-print-directory stop' EXIT; \
 	PATH="$(CURDIR)/$(BIN):$$PATH"; export PATH; \
 	flwr run fedlib --stream \
-	  --federation-config "num-supernodes=$(NODES) client-resources-num-cpus=1" \
-	  --run-config "output-dir='$(CURDIR)/outputs'" --run-config "$(CONFIG)" && \
+	  --federation-config "num-supernodes=$(NODES) client-resources-num-cpus=1 $(PROCESSES:%=init-args-num-cpus=%)" \
+	  --run-config "output-dir='$(CURDIR)/outputs'" --run-config "$(CONFIG)" 9>&- && \
 	flwr list local --format json | grep '"status"' | head -n 1 | grep -q completed
 
 # flwr run leaves a SuperLink in the background, and one stopped leaves a run that was going on.
-# The brackets keep pkill and pgrep from finding their own command line.
-OURS := [f]lower-superlink .*$(FLWR_HOME)/|[f]lwr-simulation .*127.0.0.1:$(FLWR_LOCAL_SUPERLINK_HTTP_API_PORT)
 stop:
-	@pkill -f "$(OURS)" || true
-	@for i in 1 2 3 4 5 6 7 8 9 10; do pgrep -f "$(OURS)" > /dev/null || break; sleep 1; done
+	@[ ! -e $(VENV)/.installed ] || $(BIN)/python -m fedlib.processes "$(FLWR_HOME)"
 
 test: setup-dev
 	$(BIN)/python -m pytest

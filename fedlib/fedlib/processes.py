@@ -187,6 +187,23 @@ def _find(program: str, environment: Mapping[str, str]) -> str:
     return found
 
 
+def end_superlink(folder: Path) -> None:
+    """End the SuperLink that uses a folder, and the runs that it started.
+
+    By name, unlike ``FlowerHome``: make tells its folder to everything, JupyterLab included.
+    """
+    found, names = list[psutil.Process](), {"flower-superlink", "flwr-simulation"}
+    for process in _processes(folder):
+        with suppress(psutil.Error):
+            if names & {Path(word).name for word in process.cmdline()}:
+                found += [process, *process.children(recursive=True)]
+    for step in (psutil.Process.terminate, psutil.Process.kill):
+        for process in found:
+            with suppress(psutil.Error):
+                step(process)
+        psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
+
+
 def _processes(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -216,3 +233,8 @@ def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if ours:
             signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them
+    end_superlink(Path(sys.argv[1]))
