@@ -28,11 +28,25 @@ if "google.colab" in sys.modules:
         wanted = 'the address of a repository, REPOSITORY = "https://github.com/you/your-fork"'
         raise ColabError(f"{wanted}, got {got}. Write it above") from None
     if util.find_spec("fedlib") is None:
-        kept = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision", "numpy")]
+        before = {package.name: package.version for package in metadata.distributions()}
+        kept = [f"{name}=={before[name]}" for name in ("torch", "torchvision", "numpy")]
         Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "-c", "kept.txt", "../fedlib"]
-        done = command(pip, stdout=PIPE, stderr=STDOUT, text=True)
+        pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+        done = command(
+            [*pip, "-c", "kept.txt", "-e", "../fedlib"], stdout=PIPE, stderr=STDOUT, text=True
+        )
         if done.returncode:
             print(done.stdout)
             raise ColabError("pip to install fedlib, got the above. Restart the session")
+        sys.path.append(str(Path("../fedlib").resolve()))
         invalidate_caches()
+        # What the kernel had loaded and pip has replaced is loaded anew, unless it is compiled.
+        new = {p.name for p in metadata.distributions() if before.get(p.name) != p.version}
+        files = {name: getattr(module, "__file__", "") for name, module in sys.modules.items()}
+        compiled = {
+            name.split(".")[0] for name in files if str(files[name]).endswith((".so", ".pyd"))
+        }
+        packages = metadata.packages_distributions().items()
+        replaced = {top for top, owners in packages if set(owners) <= new} - compiled
+        for name in [name for name in files if name.split(".")[0] in replaced]:
+            del sys.modules[name]
