@@ -3,6 +3,7 @@
 Without names: every file that .gitignore leaves, in a repository or in a folder without git.
 """
 
+import json
 import os
 import sys
 import warnings
@@ -27,6 +28,9 @@ def files() -> Iterator[Path]:
 
 def problems(path: Path) -> Iterator[str]:
     """Say in a line each what is wrong with a file."""
+    if not path.is_file():
+        yield f"{path}: expected a file, found none"
+        return
     limit = NOTEBOOK_LIMIT if path.suffix == ".ipynb" else LIMIT
     if (size := path.stat().st_size) >= limit:
         yield (
@@ -35,10 +39,8 @@ def problems(path: Path) -> Iterator[str]:
         )
     if path.suffix == ".ipynb":
         try:
-            with warnings.catch_warnings(
-                action="error", category=FutureWarning
-            ):  # cells without ids
-                nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+            with warnings.catch_warnings(action="error"):  # a cell without an id is one
+                nbformat.validate(nbformat.from_dict(json.loads(path.read_text("utf-8"))))
         except Exception as error:  # whatever a broken file leads nbformat to
             reason = str(error).strip().partition("\n")[0][:200]
             yield f"{path}: expected a valid notebook, got: {reason}; save it from JupyterLab"
