@@ -45,7 +45,7 @@ $(VENV)/.installed: requirements.txt fedlib/pyproject.toml
 	@mkdir -p .flwr; exec 9> .flwr/setup.lock; $(PYTHON) tests/machine.py alone 9 setup && \
 	echo "Installing into $(VENV): some 6 GB on Linux, much less elsewhere ..." && \
 	$(PYTHON) -m venv $(VENV) && \
-	{ $(BIN)/python -m pip install --quiet --disable-pip-version-check uv || { \
+	{ $(BIN)/python -m pip install -qq --disable-pip-version-check uv || { \
 	  echo "pip: expected to get uv from PyPI, got the above; is there a network, or a proxy (HTTPS_PROXY)?"; exit 1; }; } && \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
 	@touch $@

@@ -94,7 +94,7 @@ def _start(directory: RunDirectory) -> WandbTracker | None:
         try:
             run = _init(directory, mode)
         except Exception as error:
-            if mode == "offline":
+            if mode == "offline" or _wrong_setting(error):  # going offline cures neither
                 raise
             say(f"⚠️ W&B is out of reach ({_line(error)}); going offline.")
             run, mode = _init(directory, "offline", id_suffix="-offline"), "offline"
@@ -141,5 +141,18 @@ def _logged_in() -> bool:
     return requests.utils.get_netrc_auth(host) is not None
 
 
+def _wrong_setting(error: BaseException) -> str | None:
+    """Say which setting W&B refuses, usually an environment variable, in words of our own."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return None
+    problem = error.errors()[0]
+    name = "_".join(["WANDB", *map(str, problem["loc"])]).upper()
+    where = "environment variable" if name in os.environ else "setting"
+    expected = problem["msg"].replace("Input should be", "expected")
+    return f"{where} {name}: {expected}, got {problem['input']!r}"
+
+
 def _line(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {error}")[:200]
+    return _wrong_setting(error) or one_line(f"{type(error).__name__}: {error}")[:200]
