@@ -590,8 +590,9 @@ def _good(certificate: Any, ca: Any, host: str, now: Any, check: str = "signatur
         hosts += [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
     if check == "subject":
         hosts.append(certificate.subject.rfc4514_string().removeprefix("CN="))
-    until = certificate.not_valid_after_utc
-    return signed and host in hosts and (check == "dates" or now <= until)
+    begun = check == "start" or certificate.not_valid_before_utc <= now
+    ended = check != "dates" and now > certificate.not_valid_after_utc
+    return signed and host in hosts and begun and not ended
 
 
 CASES["good_for_host"] = (
@@ -601,6 +602,7 @@ CASES["good_for_host"] = (
         (partial(_good, check="names"), "Names only?"),
         (partial(_good, check="subject"), "Where do hosts stand?"),
         (partial(_good, check="dates"), "Until when?"),
+        (partial(_good, check="start"), "From when on?"),
         (lambda *_: True, "Which hosts?"),
     ],
 )
@@ -627,11 +629,24 @@ CASES["supernode_command"] = (
 
 # --- the tests
 
+ALSO_RIGHT = [
+    ("command_line", lambda: _COMMAND.replace("--run-config ", "--run-config=")),
+    ("command_line", lambda: _COMMAND.replace("--run-config", "-c")),
+    ("supernode_command", lambda *a: [*_command(*a), "--max-retries", "3"]),
+]
+
 NAMES = sorted(
     name
     for name, value in vars(checks).items()
     if callable(value) and value.__module__ == "fedlib.checks"
 )
+
+
+@pytest.mark.parametrize(("name", "answer"), ALSO_RIGHT)
+def test_another_right_answer_passes(
+    name: str, answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verdict(name, answer, capsys).startswith("✅")
 
 
 def verdict(name: str, answer: Answer, capsys: pytest.CaptureFixture[str]) -> str:

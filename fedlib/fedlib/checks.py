@@ -357,7 +357,7 @@ def run_config_text(answer: Answer) -> None:
     wanted = {"num-server-rounds": 3, "momentum": 0.5, "use-wandb": False}
     expect(text, answer(text), wanted, hint)
     for text in ("output-dir='my runs' seed=7", 'output-dir="my runs"   seed=7'):
-        with on_error(ValueError, "Where is a space part of a value?"):
+        with on_error(ValueError, "Where is a space part of a value, and are its quotes left?"):
             got = answer(text)
         expect(text, got, {"output-dir": "my runs", "seed": 7}, "Where does a pair end?")
 
@@ -367,7 +367,7 @@ def results_folder(answer: Answer) -> None:
     """Notebook 10: where a run's results land."""
     hint = "Whose folder does a run inherit?"
     expect("/a, /b, runs", answer("/a", "/b", "runs"), "/a/runs", hint)
-    expect("/a, /b, ../c/runs", answer("/a/d", "/b", "c/runs"), "/a/d/c/runs", hint)
+    expect("/a/d, /b, c/runs", answer("/a/d", "/b", "c/runs"), "/a/d/c/runs", hint)
     expect("/a, /b, /c/runs", answer("/a", "/b", "/c/runs"), "/c/runs", "And if it is absolute?")
 
 
@@ -377,6 +377,8 @@ def command_line(answer: Answer) -> None:
     line = answer()
     words = [line] if line in (None, ...) else shlex.split(line)
     expect("the first words", words[0] if len(words) < 3 else words[:3], ["flwr", "run", "fedlib"])
+    pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in words)
+    words = ["--run-config" if word == "-c" else word for pair in pairs for word in pair]
     behind, hint = dict(itertools.pairwise(words)), "All of its pairs, and as one word?"
     for option, wanted in (
         ("--federation-config", ["client-resources-num-cpus=1", "num-supernodes=20"]),
@@ -398,7 +400,10 @@ def long_enough(answer: Answer) -> None:
         (0.5, [9.0, 2.0, 3.25, 1.25], 2),
     ):
         times = [(100.0 + 7 * n, seconds) for n, seconds in enumerate(took)]
-        trace = [{"sent": s, "began": s + 0.25, "ended": s + seconds} for s, seconds in times]
+        trace = [
+            {"message_type": "query", "sent": s, "began": s + 0.25, "ended": s + seconds}
+            for s, seconds in times
+        ]
         question = f"{share:.0%} of {len(took)} answers that took {sorted(took)[:3]} ... s"
         hint = "From when to when? Sorted, which answer must still come? To whole seconds, upwards?"
         expect(question, answer(trace, share), wanted, hint)
@@ -418,6 +423,7 @@ def good_for_host(answer: Answer) -> None:
         ("its subject's name", ca, "www.example.org", now, False, "Where do hosts stand?"),
         ("another CA of the same name", fake, "fl.example.org", now, False, "Who signed it?"),
         ("in 400 days", ca, "fl.example.org", now + timedelta(400), False, "Until when?"),
+        ("400 days ago", ca, "fl.example.org", now - timedelta(400), False, "From when on?"),
     ):
         expect(question, answer(certificate, authority, host, when), wanted, hint)
 
@@ -436,4 +442,5 @@ def supernode_command(answer: Answer) -> None:
     expect("the node config", shares, wanted, "One argument, with a space in it?")
     wanted = {"--superlink": "fl.example.org:8000", "--root-certificates": "ca.crt"}
     wanted |= {"--auth-supernode-private-key": "node-2", "--port": "9096"}
-    expect("the other flags", flags, wanted, "Does each have its value?")
+    given = {flag: flags.get(flag) for flag in wanted}
+    expect("the other flags", given, wanted, "Does each have its value?")
