@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,7 @@ REPOSITORY = Path(refresh.__file__).parent.parent
 ARTEFACTS = REPOSITORY / "artefacts" / "jupyterlab"
 WIDTHS = (1280, 900)
 THEMES = ("JupyterLab Dark", "JupyterLab Light")  # the default last: it stays for the next page
-START_S, CELL_S = 120, 300
+START_S, CELL_S, REDRAW_S = 120, 300, 60
 RED = ":is([data-mime-type$='vnd.jupyter.stderr'], [data-mime-type$='vnd.jupyter.error'])"
 MISFITS = """
     notebook => [...notebook.querySelectorAll("img")].flatMap(image => {
@@ -39,9 +40,24 @@ MISFITS = """
 """
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Where it listens.
+        token: What it asks a browser for.
+        folder: Its copy of the course.
+    """
+
+    url: str
+    token: str
+    folder: Path
+
+
 @contextmanager
-def serve(scratch: Path, mark: str) -> Iterator[str]:
-    """Start the server on a copy of the course; yield its address, token included; stop it.
+def serve(scratch: Path, mark: str) -> Iterator[Server]:
+    """Start the server on a copy of the course, and stop it.
 
     Args:
         scratch: An empty folder, for the copy and for all that Jupyter keeps.
@@ -51,31 +67,27 @@ def serve(scratch: Path, mark: str) -> Iterator[str]:
     for part in ("notebooks", "_static", "fedlib"):
         ignored = shutil.ignore_patterns("outputs", ".*", "__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / part, folder / part, ignore=ignored)
-    own = {
-        f"JUPYTER_{kind}_DIR": str(scratch / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")
-    }
-    settings = scratch / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    own = {f"JUPYTER_{kind}_DIR": str(scratch / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    own |= {"IPYTHONDIR": str(scratch / "ipython"), refresh.MARK: mark}
+    settings = scratch / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
     (settings / "notification.jupyterlab-settings").write_text(
         '{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8"
     )
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     (arguments,) = re.findall(r"^\t\$\(BIN\)/jupyter lab (.*)$", makefile, re.M)
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
+    command += ["--ServerApp.port=0", f"--IdentityProvider.token={mark}"]
     with (scratch / "server.log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-                *(f"--IdentityProvider.token={mark}", "--ServerApp.port=0", *arguments.split()),
-            ],
+            [*command, *arguments.split()],
             cwd=folder,
-            env=refresh.environment(scratch)
-            | own
-            | {"IPYTHONDIR": str(scratch / "ipython"), refresh.MARK: mark},
+            env=refresh.environment(scratch) | own,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
         try:
-            yield f"{_address(server, scratch)}lab/tree/notebooks/{{}}?reset&token={mark}"
+            yield Server(_url(server, scratch), mark, folder)
         finally:
             server.terminate()
             try:
@@ -84,10 +96,10 @@ def serve(scratch: Path, mark: str) -> Iterator[str]:
                 server.kill()
 
 
-def _address(server: subprocess.Popen[bytes], scratch: Path) -> str:
+def _url(server: subprocess.Popen[bytes], scratch: Path) -> str:
     """Wait for the file in which a server says where it listens."""
     for _ in range(10 * START_S):
-        for file in (scratch / "runtime").glob("jpserver-*.json"):
+        for file in (scratch / "RUNTIME").glob("jpserver-*.json"):
             with suppress(json.JSONDecodeError):  # being written
                 return str(json.loads(file.read_text(encoding="utf-8"))["url"])
         if server.poll() is not None:
@@ -139,11 +151,13 @@ class Lab:
             AssertionError: The cell is not the current one, raised, wrote in red, or took too long.
         """
         expect(self.cell(number), self.where(number)).to_have_class(re.compile("jp-mod-active"))
+        prompt = "".join(self.cell(number).locator(".jp-InputPrompt").all_text_contents())
+        before = "".join(re.findall(r"\d", prompt))
         self.page.keyboard.press("Shift+Enter")
-        self.wait_for(number)
+        self.wait_for(number, rf"(?!{before}\])\d+")
 
-    def wait_for(self, number: int, count: str = r"\d+") -> None:
-        """Wait until a code cell has its execution count, and no cell a red box.
+    def wait_for(self, number: int, count: str) -> None:
+        """Wait until a code cell has such an execution count, and no cell a red box.
 
         A folded cell shows no count: it is done when the next one is.
         """
@@ -158,6 +172,24 @@ class Lab:
             failed = int(red.first.get_attribute("data-windowed-list-index") or 0)
             what = red.first.locator(RED).first.text_content()
             raise AssertionError(f"{self.where(failed)}\n{what}")
+
+    def output(self, number: int) -> str:
+        """Return what a cell printed."""
+        return self.cell(number).locator(".jp-OutputArea-output").text_content() or ""
+
+    def pictures(self, number: int) -> list[str]:
+        """Return the pictures that a cell shows, as data."""
+        images = self.cell(number).locator("img")
+        return [str(source) for source in images.evaluate_all("all => all.map(i => i.src)")]
+
+    def wait_for_other(self, pictures: list[str], number: int) -> None:
+        """Wait until a cell shows as many pictures, but other ones."""
+        for _ in range(10 * REDRAW_S):
+            now = self.pictures(number)
+            if len(now) == len(pictures) and now != pictures:
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"{self.where(number)}: still the same picture after {REDRAW_S} s")
 
     def where(self, number: int) -> str:
         """Return what a message calls a cell."""
@@ -188,10 +220,12 @@ class Lab:
                 assert not misfits, f"{self.name}, {width} pixels wide: {misfits}"
 
     def scroll_to(self, number: int) -> None:
-        """Bring a cell to the top; what is off screen has no height until it was drawn once."""
-        for _ in range(5):
-            self.cell(number).evaluate("cell => cell.scrollIntoView()")
-            self.page.wait_for_timeout(100)
+        """Bring a cell to the top: again when it has moved, as what is drawn takes its height."""
+        cell, before = self.cell(number), None
+        while before != (now := cell.bounding_box()):
+            before = now
+            cell.evaluate("cell => cell.scrollIntoView()")
+            self.page.wait_for_timeout(50)
 
     def keep(self, name: str) -> None:
         """Save what the page shows under ``artefacts/``."""
@@ -200,14 +234,18 @@ class Lab:
 
 
 @contextmanager
-def opened(browser: Browser, address: str, name: str) -> Iterator[Lab]:
+def opened(browser: Browser, server: Server, name: str) -> Iterator[Lab]:
     """Open a notebook; if the block fails, keep a picture of it."""
     page = browser.new_page(viewport={"width": WIDTHS[0], "height": 800})
     page.set_default_timeout(30_000)
-    lab = Lab(page, REPOSITORY / "notebooks" / f"{name}.ipynb")
+    lab = Lab(page, server.folder / "notebooks" / f"{name}.ipynb")
     try:
-        page.goto(address.format(f"{name}.ipynb"), timeout=1000 * START_S)
-        lab.cell(len(lab.source.cells) - 1).wait_for(state="attached", timeout=1000 * START_S)
+        page.goto(
+            f"{server.url}lab/tree/notebooks/{name}.ipynb?reset&token={server.token}",
+            timeout=1000 * START_S,
+        )
+        last = lab.cell(len(lab.source.cells) - 1)
+        last.wait_for(state="attached", timeout=1000 * START_S)
         yield lab
     except (AssertionError, Error):
         lab.keep(f"{lab.name}-failed")
