@@ -18,14 +18,12 @@ BOOK = Path(__file__).resolve().parent
 REPOSITORY = BOOK.parent.parent
 
 DOCUMENTS = ("*.md", "notebooks/*.md", "notebooks/*.ipynb", "fedlib/*.md")
-OPTIONAL = ("notebooks/WINDOWS", "CONTRIBUTING")  # in the sidebar as soon as they are there
 MODULES = "fedlib/fedlib/*.py"
 # A link or picture whose target is a path, up to the fragment.
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+")
 CHAPTER = re.compile(
     r"^\| (\d\d) \| \[(.+?)\]\((\S+)\) \| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE
 )
-
 
 MODULE_LIST = """
 ```{toctree}
@@ -51,60 +49,59 @@ CARD = """
 """
 
 
-def stage(repository: Path, source: Path) -> None:
-    """Fill the folder `source` with the site's pages."""
-    staged: set[Path] = set()
+class Stage:
+    """The folder from which Sphinx builds: the site's pages, their links as the site needs them."""
 
-    def site_path(match: re.Match[str], folder: Path) -> str:
-        """What a link's target is called in the site; a source file is staged on the way."""
-        target = match[0]
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.repository, self.folder = repository, folder
+
+    def fill(self) -> None:
+        for file in self.repository.glob(MODULES):
+            self.add(file, ".source")
+        for file in (f for pattern in DOCUMENTS for f in self.repository.glob(pattern)):
+            to = self.add(file)
+            if file.suffix == ".ipynb":
+                nbformat.write(self.notebook(file), to)
+            else:
+                to.write_text(self.with_site_links(file.read_text("utf-8"), file.parent), "utf-8")
+        with (self.folder / "fedlib" / "README.md").open("a", encoding="utf-8") as readme:
+            readme.write(MODULE_LIST)
+        index = (BOOK / "index.md").read_text("utf-8")
+        index = index.replace("CARDS", cards((self.repository / "README.md").read_text("utf-8")))
+        index = self.with_site_links(index, self.repository)
+        (self.folder / "index.md").write_text(index, "utf-8")
+
+    def add(self, file: Path, suffix: str = "") -> Path:
+        to = self.folder / f"{file.relative_to(self.repository)}{suffix}"
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, to)
+        return to
+
+    def notebook(self, file: Path) -> nbformat.NotebookNode:
+        notebook = nbformat.read(file, as_version=4)
+        notebook.cells = [cell for cell in notebook.cells if "colab" not in tags(cell)]
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = self.with_site_links(cell.source, file.parent)
+            elif alt := alternative_text(cell):
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+        return notebook
+
+    def with_site_links(self, text: str, folder: Path) -> str:
+        return LINK.sub(lambda match: self.site_path(match[0], folder), text)
+
+    def site_path(self, target: str, folder: Path) -> str:
+        """What a link's target is called in the site; a source file is added on the way."""
         found = (folder / unquote(target)).resolve()
-        if not found.is_relative_to(repository):
+        if not found.is_relative_to(self.repository):
             return target
         if found.is_dir() and (found / "README.md").is_file():
             return f"{target.rstrip('/')}/README.md"
         if not found.is_file() or found.suffix in (".md", ".ipynb"):
             return target
-        page = "" if found.suffix in (".png", ".svg") else ".source"
-        add(found, page)
-        return target + page
-
-    def add(file: Path, suffix: str = "") -> Path:
-        to = source / f"{file.relative_to(repository)}{suffix}"
-        if file not in staged:
-            staged.add(file)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, to)
-        return to
-
-    def with_site_links(text: str, folder: Path) -> str:
-        return LINK.sub(lambda match: site_path(match, folder), text)
-
-    for file in repository.glob(MODULES):
-        add(file, ".source")
-    for file in (f for pattern in DOCUMENTS for f in repository.glob(pattern)):
-        to = add(file)
-        if file.suffix == ".md":
-            text = with_site_links(file.read_text("utf-8"), file.parent)
-            to.write_text(text, "utf-8")
-            continue
-        notebook = nbformat.read(file, as_version=4)
-        notebook.cells = [cell for cell in notebook.cells if "colab" not in tags(cell)]
-        for cell in notebook.cells:
-            if cell.cell_type == "markdown":
-                cell.source = with_site_links(cell.source, file.parent)
-            elif alt := alternative_text(cell):
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
-        nbformat.write(notebook, to)
-
-    readme = source / "fedlib" / "README.md"
-    readme.write_text(readme.read_text("utf-8") + MODULE_LIST, "utf-8")
-    index = (BOOK / "index.md").read_text("utf-8")
-    for name in OPTIONAL:
-        if not (source / f"{name}.md").is_file():
-            index = index.replace(f"\n{name}\n", "\n")
-    index = index.replace("CARDS", cards((repository / "README.md").read_text("utf-8")))
-    (source / "index.md").write_text(with_site_links(index, repository), "utf-8")
+        suffix = "" if found.suffix in (".png", ".svg") else ".source"
+        self.add(found, suffix)
+        return target + suffix
 
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:
@@ -206,7 +203,7 @@ def leads(target: str, path: Path, html: Path, pages: dict[Path, Page]) -> bool:
 def build(repository: Path, output: Path) -> Path:
     """Build into `output` / html, which is returned, with whatever was there before gone."""
     shutil.rmtree(output, ignore_errors=True)
-    stage(repository, output / "source")
+    Stage(repository, output / "source").fill()
     render(output / "source", output / "html")
     return output / "html"
 
