@@ -177,7 +177,7 @@ def test_a_notebook_that_is_opened_alone_brings_fedlib_and_runs(
     execute(notebook, tmp_path, colab)
     untouched, file = notebook.cells[3].outputs[0].text.split()
     assert untouched == "True"
-    assert file.startswith(str(tmp_path / "course" / "a.fork-main"))
+    assert "a.fork-main" in file
     for cell in refresh.code_cells(notebook):
         assert not any(output.get("name") == "stderr" for output in cell.outputs), cell.outputs
 

@@ -26,14 +26,6 @@ NOTEBOOKS = PACKAGE.parents[1] / "notebooks"
 SYSTEMS = ("win32", "darwin")
 COLAB_RUNS_LINUX = "colab.py"
 """That cell, in every notebook, does nothing elsewhere."""
-ASCII_ONLY = {
-    *("""path.write_text('{"rounds": [1, 2')""", """file.write_text('{"rounds": [1]}')"""),
-    "file.read_text()",  # of these, and compose.yaml
-    "(home.folder / 'config.toml').write_text(connection)",
-    "(scratch / 'cold.jsonl').read_text()",  # as json.dumps writes
-    "subprocess.run([sys.executable, '-c', FORKS], capture_output",  # numbers
-}
-"""What may go without an encoding in the notebooks: every one that systems use writes it alike."""
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +126,6 @@ def test_nothing_relies_on_the_habits_of_linux(sources: list[Path]) -> None:
         f"{path.name}:{habit}"
         for path in sources
         for habit in habits(path.read_text(encoding="utf-8"))
-        if path.parent == PACKAGE or habit.partition("encoding: ")[2] not in ASCII_ONLY
     ]
     assert found == []
 
