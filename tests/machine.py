@@ -116,8 +116,8 @@ def left_in(group: Path) -> float:
     for limit, usage in names:
         with suppress(OSError, ValueError):  # no such file; "max"
             statistics = (group / "memory.stat").read_text()
-            cache = re.search(r"^(?:total_)?inactive_file (\d+)", statistics, re.MULTILINE)
-            used = int((group / usage).read_text()) - int(cache[1] if cache else 0)
+            cache = re.findall(r"^(?:total_)?inactive_file (\d+)", statistics, re.MULTILINE)
+            used = int((group / usage).read_text()) - max(map(int, cache), default=0)
             return int((group / limit).read_text()) - used
     return float("inf")
 
