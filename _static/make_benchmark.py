@@ -188,7 +188,7 @@ def speed_table(report: dict[str, Any]) -> str:
     runs = report["runs"]
     bare = round_seconds("bare", runs["bare"])
     lines = [
-        "| | seconds a round: median (least to most) | times the bare loop | accuracy |",
+        "| program | seconds a round: median (least to most) | times the bare loop | accuracy |",
         "|---|---|---|---|",
     ]
     for arm, name in ARMS.items():
