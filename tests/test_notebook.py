@@ -114,7 +114,7 @@ def test_a_figure_is_shown_once_with_its_words() -> None:
 
 
 def test_a_figure_has_a_margin_whatever_is_drawn_at_its_edge() -> None:
-    figure = plt.figure(figsize=(2, 1), dpi=100)
+    figure = plt.figure(figsize=(2, 1), dpi=100, layout="none")
     figure.add_axes((0, 0, 1, 1)).imshow(np.zeros((1, 2)), aspect="auto")
     picture = plt.imread(io.BytesIO(shown(figure, "A dark field.").data["image/png"]))
     white = (picture == 1).all(axis=2)  # (height, width)
