@@ -1,4 +1,4 @@
-# @title Google Colab: run this cell first. Elsewhere it does nothing.
+# @title Google Colab only: run this cell first
 import sys
 
 REPOSITORY, BRANCH = "", "main"  # the same in all notebooks: make address writes them

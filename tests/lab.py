@@ -218,6 +218,9 @@ class Lab:
                     self.keep(f"{self.name}-{place}-{width}-{shade}")
                 misfits = self.panel.evaluate(MISFITS)
                 assert not misfits, f"{self.name}, {width} pixels wide: {misfits}"
+                outer = self.panel.locator(".jp-WindowedPanel-outer")
+                wide = outer.evaluate("e => e.scrollWidth > e.clientWidth + 1")
+                assert not wide, f"{self.name}, {width} pixels wide: the page scrolls sideways"
 
     def scroll_to(self, number: int) -> None:
         """Bring a cell to the top: again when it has moved, as what is drawn takes its height."""

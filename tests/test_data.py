@@ -446,7 +446,7 @@ def test_fashion_mnist_offline_is_refused_with_the_alternatives(cache: Path) -> 
 def test_auto_offline_takes_garments_and_says_why() -> None:
     name, reason = resolve_dataset("auto")
     assert name == "garments"
-    assert reason.startswith("Fashion-MNIST is not in the cache and the Hub")
+    assert reason.startswith("Fashion-MNIST is not cached and the Hub")
     assert "\n" not in reason
 
 
@@ -491,7 +491,7 @@ def test_auto_with_the_hub_out_of_reach_takes_garments(hub: str, tmp_path: Path)
         )
     )
     assert name == "garments"
-    assert reason.startswith("Fashion-MNIST is not in the cache and the Hub")
+    assert reason.startswith("Fashion-MNIST is not cached and the Hub")
     assert "\n" not in reason
 
 

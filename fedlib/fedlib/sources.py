@@ -53,7 +53,7 @@ def resolve_dataset(name: str) -> tuple[str, str]:
     problem = _hub_problem()
     if problem is None:
         return "fashion-mnist", "the Hugging Face Hub answers"
-    return "garments", f"Fashion-MNIST is not in the cache and {problem}"
+    return "garments", f"Fashion-MNIST is not cached and {problem}"
 
 
 def find_source(name: str) -> Source:
