@@ -7,7 +7,6 @@
 Plain Python 3.11: before the installation nothing else is there.
 """
 
-import fcntl
 import os
 import platform
 import re
@@ -98,10 +97,10 @@ def free_memory() -> float:
     """Return the bytes that can be had, here and in the control groups around this process."""
     free = [float("inf")]
     with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line]
     with suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers in ("", "memory"):
                 root = Path("/sys/fs/cgroup") / controllers
@@ -115,7 +114,7 @@ def left_in(group: Path) -> float:
     names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
     for limit, usage in names:
         with suppress(OSError, ValueError):  # no such file; "max"
-            statistics = (group / "memory.stat").read_text()
+            statistics = (group / "memory.stat").read_text(encoding="utf-8")
             cache = re.findall(r"^(?:total_)?inactive_file (\d+)", statistics, re.MULTILINE)
             used = int((group / usage).read_text()) - max(map(int, cache), default=0)
             return int((group / limit).read_text()) - used
@@ -128,6 +127,10 @@ def alone(descriptor: str, target: str) -> None:
     Raises:
         SystemExit: With one line, if somebody else holds the lock.
     """
+    if sys.platform == "win32":  # Git Bash's descriptors are not Python's there
+        return
+    import fcntl
+
     try:
         fcntl.flock(int(descriptor), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
