@@ -1,7 +1,6 @@
 """The course as a site: built once from the committed outputs, then read, in a browser too."""
 
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +16,9 @@ from book import build
 
 pytest.importorskip("playwright.sync_api", reason="no playwright: make setup-dev")
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+
+from browser import launch
 
 NOTEBOOKS = sorted((build.REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
 CHAPTERS = [f"notebooks/{path.stem}.html" for path in NOTEBOOKS]
@@ -63,15 +64,8 @@ def address(html: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = shutil.which("chromium") or shutil.which("google-chrome")
-        if not found and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("no browser: apt install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
+    with launch() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

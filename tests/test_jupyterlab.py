@@ -15,6 +15,7 @@ import refresh
 
 from browser import launch
 from test_notebook_runs import solve
+from test_notebooks import tagged
 
 if TYPE_CHECKING:
     from lab import Lab
@@ -34,9 +35,12 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     assert refresh.left_running(mark) == []
 
 
-def test_the_first_notebook_runs_from_top_to_bottom(opened: Opened) -> None:
+def test_the_first_notebook_runs_and_its_exercises_can_be_solved(
+    opened: Opened,
+) -> None:
     with opened("00-start-here") as lab:
         step_through(lab)
+        solve_the_exercises(lab)
         lab.look_at(
             {
                 "top": 0,
@@ -50,11 +54,11 @@ def test_the_first_notebook_runs_from_top_to_bottom(opened: Opened) -> None:
         )
 
 
-def test_in_the_second_the_slider_moves_and_a_solved_exercise_stays_solved(opened: Opened) -> None:
+def test_in_the_second_the_slider_moves_and_solved_exercises_stay_solved(opened: Opened) -> None:
     with opened("01-fifty-data-sets") as lab:
         step_through(lab)
         move_the_slider(lab)
-        solve_an_exercise(lab)
+        solve_the_exercises(lab)
         restart_and_run_all(lab)
         lab.look_at(
             {
@@ -86,24 +90,26 @@ def move_the_slider(lab: "Lab") -> None:
     assert lab.cell(number).locator(".widget-readout").text_content() == "0.178"
 
 
-def solve_an_exercise(lab: "Lab") -> None:
-    """Paste the solution over the stub and run it, then its check."""
-    exercise, check = lab.number("exercise-1"), lab.number("check-1")
-    assert "⏳" in lab.output(check), lab.where(check)
+def solve_the_exercises(lab: "Lab") -> None:
+    """Paste each solution over its stub and run it, then its check."""
     solved = deepcopy(lab.source)
     solve(solved)
-    lab.fill(exercise, solved.cells[exercise].source)
-    lab.run_on(exercise)
-    lab.run_on(check)
-    assert "✅" in lab.output(check), lab.where(check)
+    for k in tagged(lab.source, "exercise"):
+        exercise, check = lab.number(f"exercise-{k}"), lab.number(f"check-{k}")
+        assert "⏳" in lab.output(check), lab.where(check)
+        lab.fill(exercise, solved.cells[exercise].source)
+        lab.run_on(exercise)
+        lab.run_on(check)
+        assert "✅" in lab.output(check), lab.where(check)
 
 
 def restart_and_run_all(lab: "Lab") -> None:
-    """From the menu: cells count from 1 again, and the exercise is still solved."""
+    """From the menu: cells count from 1 again, and the exercises are still solved."""
     lab.menu("Kernel", "Restart Kernel and Run All Cells…")
     lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
     code = [n for n, cell in enumerate(lab.source.cells) if cell.cell_type == "code"]
     for count, number in enumerate(code, start=1):
         lab.wait_for(number, str(count))
-    check = lab.number("check-1")
-    assert "✅" in lab.output(check), lab.where(check)
+    for k in tagged(lab.source, "check"):
+        check = lab.number(f"check-{k}")
+        assert "✅" in lab.output(check), lab.where(check)
