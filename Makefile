@@ -31,6 +31,7 @@ help:
 	@echo "make address  write a fork's address (REPOSITORY=https://github.com/you/your-fork) for Colab"
 	@echo "make bench    time a round against a bare loop (10 min)   make bench-scaling  up to 1,000 nodes"
 	@echo "make figures  draw _static/ again"
+	@echo "make stop     end a run that goes on, here or in another terminal"
 	@echo "make clean    remove .venv, the book and Flower's folder (outputs/ stays)"
 
 setup: $(VENV)/.installed
