@@ -24,7 +24,7 @@ from typing import Any
 
 import nbformat
 import psutil
-from address import is_colab
+from address import METADATA, is_colab
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -97,8 +97,8 @@ def tidy(notebook: NotebookNode) -> None:
         if "image/png" in output.get("data", {})
     ]
     for cell in notebook.cells:
-        if not is_colab(cell):
-            cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        tags = {k: v for k, v in cell.metadata.items() if k == "tags"}
+        cell.metadata = nbformat.from_dict(METADATA) if is_colab(cell) else tags
         if cell.cell_type != "code":
             continue
         kept: list[Any] = []
