@@ -19,7 +19,7 @@ README = HERE.parent / "README.md"
 TAG = "colab"
 METADATA = {"tags": [TAG], "cellView": "form", "jupyter": {"source_hidden": True}}
 """Folded away: Colab shows the cell's title only, JupyterLab a button."""
-ADDRESS = re.compile(r'^REPOSITORY, BRANCH = "(.*)", "(.*)"', re.MULTILINE)
+ADDRESS = re.compile(r'^REPOSITORY = "(.*)"\nBRANCH = "(.*)"$', re.MULTILINE)
 REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\(\S+\)( · |\n\n)")
 FLOWER_BADGE = re.compile(r"!\[Flower [^\]]*\]\(\.\./_static/badge\.svg\)( · )")
@@ -34,13 +34,18 @@ def is_colab(cell: NotebookNode) -> bool:
 def address() -> tuple[str, str]:
     """Return the repository's address ("" where none is set) and the branch."""
     found = ADDRESS.search(CELL.read_text(encoding="utf-8"))
-    assert found, f"{CELL.name} has no line REPOSITORY, BRANCH = …"
+    assert found, f"{CELL.name} has no lines REPOSITORY = … and BRANCH = …"
     return found[1], found[2]
 
 
 def cell_source() -> str:
     """Return the text of the Colab cell."""
     return CELL.read_text(encoding="utf-8").rstrip("\n")
+
+
+def with_address(cell: str, repository: str, branch: str) -> str:
+    """Return the text of a Colab cell with another address in it."""
+    return ADDRESS.sub(f'REPOSITORY = "{repository}"\nBRANCH = "{branch}"', cell)
 
 
 def badge(name: str, static: str = "../_static") -> str:
@@ -91,9 +96,7 @@ def main(arguments: Sequence[str]) -> None:
     if branch and not re.fullmatch(r"[\w./-]+", branch):
         sys.exit(f"BRANCH: expected the name of a branch or tag, such as main, got {branch!r}")
     new = repository or address()[0], branch or address()[1]
-    text = CELL.read_text(encoding="utf-8")
-    line = f'REPOSITORY, BRANCH = "{new[0]}", "{new[1]}"'
-    CELL.write_text(ADDRESS.sub(line, text), encoding="utf-8")
+    CELL.write_text(with_address(cell_source(), *new) + "\n", encoding="utf-8")
     changed = [p.name for p in sorted(HERE.glob("[0-9][0-9]-*.ipynb")) if stamp(p)]
     readme = README.read_text(encoding="utf-8")
     link = badge("00-start-here.ipynb", "_static")

@@ -1,7 +1,9 @@
 # @title Google Colab only: run this cell first
 import sys
 
-REPOSITORY, BRANCH = "", "main"  # the same in all notebooks: make address writes them
+# The same in every notebook: make address writes them.
+REPOSITORY = ""
+BRANCH = "main"
 
 if "google.colab" in sys.modules:
     from importlib import invalidate_caches, metadata, util

@@ -75,13 +75,16 @@ def test_one_command_writes_a_forks_address_everywhere(checkout: Path) -> None:
     set_address(checkout, "", "my/branch")
     for path in (checkout / "notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
-        assert f'REPOSITORY, BRANCH = "{FORK}", "my/branch"' in notebook.cells[1].source
+        assert f'REPOSITORY = "{FORK}"\nBRANCH = "my/branch"\n' in notebook.cells[1].source
         target = f"github/somebody/a.fork/blob/my/branch/notebooks/{path.name})"
         assert notebook.cells[0].source.count("colab.research.google.com/") == 1
         assert f"colab.research.google.com/{target}" in notebook.cells[0].source
         assert refresh.stamp(notebook) == stamps[path.name], "outputs are as fresh as before"
     assert (checkout / "README.md").read_text("utf-8").count("colab.research.google.com/") == 1
     assert set_address(checkout, FORK, "my/branch").stdout.endswith(": 0 notebooks changed\n")
+    ruff = [sys.executable, "-m", "ruff", "format", "--check"]
+    config = ["--config", REPOSITORY / "pyproject.toml"]
+    subprocess.run([*ruff, *config, checkout / "notebooks"], check=True)  # make check stays green
 
 
 @pytest.mark.parametrize(
@@ -157,8 +160,7 @@ def execute(notebook: NotebookNode, folder: Path, variables: dict[str, str]) -> 
 
 def with_address(path: Path, repository: str, branch: str = "main") -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
-    line = f'REPOSITORY, BRANCH = "{repository}", "{branch}"'
-    notebook.cells[1].source = address.ADDRESS.sub(line, notebook.cells[1].source)
+    notebook.cells[1].source = address.with_address(notebook.cells[1].source, repository, branch)
     return notebook
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import refresh
-from address import is_colab
+from address import BADGE, is_colab
 from nbformat import NotebookNode
 from refresh import COST
 
@@ -38,9 +38,10 @@ each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def read(path: Path) -> NotebookNode:
-    """The notebook without its cell for Colab, which test_colab.py looks at."""
+    """The notebook without its cell and badge for Colab, which test_colab.py looks at."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not is_colab(cell)]
+    notebook.cells[0].source = BADGE.sub("", notebook.cells[0].source)
     return notebook
 
 
