@@ -83,7 +83,7 @@ test: setup-dev
 check: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell --check-hidden .ci .github _static fedlib notebooks tests *.md *.yaml Makefile
+	$(BIN)/codespell --check-hidden .ci .github _static fedlib notebooks tests *.md *.yaml *.toml *.txt .*.yaml Makefile
 	$(BIN)/python .ci/files.py
 	$(BIN)/mypy
 
@@ -95,8 +95,9 @@ notebooks: setup-dev
 	$(BIN)/python notebooks/refresh.py $(ONLY)
 
 # A fork's own: make address REPOSITORY=https://github.com/you/your-fork BRANCH=main
+# None again: make address REPOSITORY=none
 address: setup
-	@$(BIN)/python notebooks/address.py "$(REPOSITORY)" "$(BRANCH)"
+	@$(BIN)/python notebooks/address.py -- "$(REPOSITORY)" "$(BRANCH)"
 
 # From the committed outputs: nothing is executed, nothing fetched.
 book: setup-dev

@@ -20,7 +20,9 @@ TAG = "colab"
 METADATA = {"tags": [TAG], "cellView": "form", "jupyter": {"source_hidden": True}}
 """Folded away: Colab shows the cell's title only, JupyterLab a button."""
 ADDRESS = re.compile(r'^REPOSITORY = "(.*)"\nBRANCH = "(.*)"$', re.MULTILINE)
-REPOSITORY = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"https://github\.com/\w[\w-]*/(?!\.+$)[\w.-]+")
+BRANCH = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+NONE = "none"
 BADGE = re.compile(r"\[!\[Open in Colab\]\(\S+\)\]\(\S+\)( · |\n\n)")
 FLOWER_BADGE = re.compile(r"!\[Flower [^\]]*\]\(\.\./_static/badge\.svg\)( · )")
 TITLE = re.compile(r"\A# .*\n(\n)")
@@ -88,14 +90,16 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("branch", nargs="?", default="")
     given = parser.parse_args(arguments)
     repository, branch = given.repository.removesuffix("/").removesuffix(".git"), given.branch
-    if repository and not REPOSITORY.fullmatch(repository):
+    if repository not in ("", NONE) and not REPOSITORY.fullmatch(repository):
         sys.exit(
-            f"REPOSITORY: expected https://github.com/OWNER/NAME, got {given.repository!r}; "
-            f"Colab opens notebooks from GitHub only"
+            f"REPOSITORY: expected https://github.com/OWNER/NAME, as Colab takes it, or {NONE}, "
+            f"got {given.repository!r}"
         )
-    if branch and not re.fullmatch(r"[\w./-]+", branch):
+    if branch and not BRANCH.fullmatch(branch):
         sys.exit(f"BRANCH: expected the name of a branch or tag, such as main, got {branch!r}")
     new = repository or address()[0], branch or address()[1]
+    if repository == NONE:
+        new = "", "main"
     CELL.write_text(with_address(cell_source(), *new) + "\n", encoding="utf-8")
     changed = [p.name for p in sorted(HERE.glob("[0-9][0-9]-*.ipynb")) if stamp(p)]
     readme = README.read_text(encoding="utf-8")

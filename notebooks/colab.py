@@ -6,32 +6,42 @@ REPOSITORY = ""
 BRANCH = "main"
 
 if "google.colab" in sys.modules:
+    from http.client import HTTPException
     from importlib import invalidate_caches, metadata, util
     from os import chdir
     from pathlib import Path
-    from shutil import unpack_archive
+    from shutil import rmtree, unpack_archive
     from subprocess import PIPE, STDOUT
     from subprocess import run as command
     from urllib.request import urlopen
+    from zipfile import BadZipFile
 
     class ColabError(Exception):
         def _render_traceback_(self):  # IPython prints this, one line, instead of a traceback
             return [f"Colab: expected {self} and run this cell again."]
+
+    def installed():  # a name may be there twice; the first on the path is the one that counts
+        return {p.name: p.version for p in reversed([*metadata.distributions()])}
 
     archive = f"{REPOSITORY}/archive/{BRANCH}.zip"
     try:
         if not Path("../fedlib").is_dir():
             if not Path("course").is_dir():
                 Path("course.zip").write_bytes(urlopen(archive, timeout=60).read())
-                unpack_archive("course.zip", "course")
+                rmtree("unpacked", ignore_errors=True)
+                unpack_archive("course.zip", "unpacked")
+                if not [*Path("unpacked").glob("*/fedlib")]:
+                    raise ValueError("no fedlib in it")
+                Path("unpacked").rename("course")
             chdir(next(Path("course").glob("*/notebooks")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException, BadZipFile) as error:
         got = f"{archive} ({error})" if REPOSITORY else "none"
-        wanted = 'the address of a repository, REPOSITORY = "https://github.com/you/your-fork"'
-        raise ColabError(f"{wanted}, got {got}. Write it above") from None
+        wanted = 'a public repository with this BRANCH, REPOSITORY = "https://github.com/you/fork"'
+        raise ColabError(f"{wanted}, got {got}. Double-click the title, write it there") from None
     if util.find_spec("fedlib") is None:
-        before = {package.name: package.version for package in metadata.distributions()}
-        kept = [f"{name}=={before[name]}" for name in ("torch", "torchvision", "numpy")]
+        before = installed()
+        given = before.keys() & {"torch", "torchvision", "numpy"}  # Colab's own, where it has them
+        kept = [f"{name}=={before[name]}" for name in given]
         Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
         done = command(
@@ -43,7 +53,7 @@ if "google.colab" in sys.modules:
         sys.path.append(str(Path("../fedlib").resolve()))
         invalidate_caches()
         # What the kernel had loaded and pip has replaced is loaded anew, unless it is compiled.
-        new = {p.name for p in metadata.distributions() if before.get(p.name) != p.version}
+        new = {name for name, version in installed().items() if before.get(name) != version}
         files = {name: getattr(module, "__file__", "") for name, module in sys.modules.items()}
         compiled = {
             name.split(".")[0] for name in files if str(files[name]).endswith((".so", ".pyd"))

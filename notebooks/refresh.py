@@ -224,7 +224,10 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Execute the notebooks in place.")
     parser.add_argument("names", nargs="*", help="such as 05-one-round.ipynb; none: all")
     names = parser.parse_args(arguments).names
-    for path in sorted(HERE.glob("[0-9][0-9]-*.ipynb")):
+    paths = sorted(HERE.glob("[0-9][0-9]-*.ipynb"))
+    if strange := sorted(set(names) - {path.name for path in paths}):
+        sys.exit(f"ONLY: expected a name such as 05-one-round.ipynb, got {', '.join(strange)}")
+    for path in paths:
         if not names or path.name in names:
             print(refresh(path), flush=True)
 

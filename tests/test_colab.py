@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,12 @@ def test_one_command_writes_a_forks_address_everywhere(checkout: Path) -> None:
         assert refresh.stamp(notebook) == stamps[path.name], "outputs are as fresh as before"
     assert (checkout / "README.md").read_text("utf-8").count("colab.research.google.com/") == 1
     assert set_address(checkout, FORK, "my/branch").stdout.endswith(": 0 notebooks changed\n")
+    unset = set_address(checkout, "none")
+    assert unset.stdout.startswith("no address: ") and address.ADDRESS.search(
+        (checkout / "notebooks" / "colab.py").read_text(encoding="utf-8")
+    ).groups() == ("", "main")
+    assert "colab.research.google.com" not in (checkout / "README.md").read_text("utf-8")
+    set_address(checkout, FORK, "my/branch")
     ruff = [sys.executable, "-m", "ruff", "format", "--check"]
     config = ["--config", REPOSITORY / "pyproject.toml"]
     subprocess.run([*ruff, *config, checkout / "notebooks"], check=True)  # make check stays green
@@ -92,6 +99,8 @@ def test_one_command_writes_a_forks_address_everywhere(checkout: Path) -> None:
     [
         (["git@github.com:somebody/fork.git"], "REPOSITORY: expected https://github.com/OWNER"),
         (["https://gitlab.com/somebody/fork"], "got 'https://gitlab.com/somebody/fork'"),
+        (["https://github.com/../.."], "REPOSITORY: expected"),
+        ([FORK, "/"], "BRANCH: expected the name of a branch"),
         ([FORK, 'main", evil="'], "BRANCH: expected the name of a branch"),
     ],
 )
@@ -187,21 +196,44 @@ def test_a_notebook_that_is_opened_alone_brings_fedlib_and_runs(
 @pytest.mark.parametrize(
     ("repository", "words"),
     [
-        ("", 'expected the address of a repository, REPOSITORY = "https://github.com/you'),
+        ("", 'REPOSITORY = "https://github.com/you/fork", got none. Double-click'),
         ("file:///nowhere", "got file:///nowhere/archive/main.zip (<urlopen error"),
+        ("https://github.com/you/my fork", "can't contain control characters"),
     ],
 )
 def test_without_a_right_address_it_says_what_to_do_in_one_line(
     repository: str, words: str, tmp_path: Path, colab: dict[str, str]
 ) -> None:
-    notebook = with_address(NOTEBOOKS[0], repository)
+    assert words in refusal(with_address(NOTEBOOKS[0], repository), tmp_path, colab)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["damaged", "something else"])
+def test_after_a_wrong_archive_the_right_one_is_taken(
+    wrong: str, tmp_path: Path, archive: str, colab: dict[str, str]
+) -> None:
+    (tmp_path / "wrong" / "archive").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "wrong" / "archive" / "main.zip", "w") as file:
+        file.writestr("wrong-main/README.md", "not the course")
+    if wrong == "damaged":
+        (tmp_path / "wrong" / "archive" / "main.zip").write_bytes(b"PK not really")
+    address_of_it = (tmp_path / "wrong").as_uri()
+    said = refusal(with_address(NOTEBOOKS[0], address_of_it), tmp_path, colab)
+    assert f"got {address_of_it}/archive/main.zip (" in said
+    notebook = with_address(NOTEBOOKS[0], archive)
+    notebook.cells[2:] = [nbformat.v4.new_code_cell("import os; print(os.getcwd())")]
+    execute(notebook, tmp_path, colab)
+    assert notebook.cells[2].outputs[0].text.endswith("a.fork-main/notebooks\n")
+
+
+def refusal(notebook: NotebookNode, folder: Path, variables: dict[str, str]) -> str:
+    """What the cell for Colab says, in one line, when it cannot go on."""
     del notebook.cells[2:]
     with pytest.raises(CellExecutionError):
-        execute(notebook, tmp_path, colab)
+        execute(notebook, folder, variables)
     [error] = [o for o in notebook.cells[1].outputs if o.output_type == "error"]
     assert len(error.traceback) == 1 and "\n" not in error.traceback[0]
-    assert words in error.traceback[0]
-    assert list(tmp_path.iterdir()) == []
+    return str(error.traceback[0])
 
 
 def test_elsewhere_it_does_nothing(tmp_path: Path) -> None:
