@@ -14,12 +14,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
+from refresh import code_cells
 
 import fedlib
 from fedlib.config import Config
 from fedlib.data import Dataset
+from test_notebooks import magicless, read
 
 PACKAGE = Path(fedlib.__file__).parent
 NOTEBOOKS = PACKAGE.parents[1] / "notebooks"
@@ -35,13 +36,9 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     scripts = {path for path in NOTEBOOKS.glob("*.py") if path.name != COLAB_RUNS_LINUX}
     paths = [*sorted(PACKAGE.glob("*.py")), *sorted(scripts)]
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
-        cells = nbformat.read(notebook, as_version=4).cells
-        ours = [
-            c for c in cells if c.cell_type == "code" and "colab" not in c.metadata.get("tags", ())
-        ]
-        code = "\n\n".join(cell.source for cell in ours)
+        code = "\n\n".join(magicless(cell) for cell in code_cells(read(notebook)))
         paths.append(folder / f"notebook_{notebook.stem.replace('-', '_')}.py")
-        paths[-1].write_text(re.sub(r"^\s*[%!].*$", "pass", code, flags=re.M), encoding="utf-8")
+        paths[-1].write_text(code, encoding="utf-8")
     return paths
 
 
