@@ -18,12 +18,11 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
 
-from fedlib import garments  # noqa: E402
 from fedlib.config import Config  # noqa: E402
 from fedlib.data import Dataset, open_dataset  # noqa: E402
+from fedlib.notebook import write_small_copy  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-REAL_IMAGES = REPOSITORY.parent / "shared" / "data" / "fashion_mnist_450"
 
 
 def pytest_sessionfinish() -> None:
@@ -39,10 +38,9 @@ def _our_warnings_are_errors() -> None:
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in the Hub's parquet layout: 1,200 training and 200 test garments."""
-    folder = tmp_path_factory.mktemp("small") / "garments"
-    folder.mkdir()
-    garments.write_parquet(folder, num_train=1_200, num_test=200)
+    """A folder in the Hub's parquet layout: 1,200 training and 200 test images."""
+    folder = tmp_path_factory.mktemp("small")
+    write_small_copy(folder, num_train=1_200, num_test=200)
     return folder
 
 
@@ -63,11 +61,3 @@ def small_config(small_folder: Path, tmp_path: Path) -> Config:
         use_wandb=False,
         output_dir=str(tmp_path / "outputs"),
     )
-
-
-@pytest.fixture(scope="session")
-def real_images() -> Path:
-    """450 real Fashion-MNIST images, which only some machines have."""
-    if not REAL_IMAGES.is_dir():
-        pytest.skip(f"no folder {REAL_IMAGES.relative_to(REPOSITORY.parent)} beside the project")
-    return REAL_IMAGES

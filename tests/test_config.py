@@ -56,7 +56,7 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "dataset": (
         "a name or a path, not empty",
         [*NOT_A_STR, "", "  "],
-        ["auto", "garments", "/data/my garments"],
+        ["fashion-mnist", "ylecun/mnist", "/data/my images"],
     ),
     "dirichlet-alpha": (
         "a number above 0 and at most 1e6",
@@ -171,7 +171,7 @@ def test_round_trip_of_a_config_in_which_everything_is_changed() -> None:
         learning_rate_decay=0.25,
         learning_rate_step_size=2,
         momentum=0.0,
-        dataset="garments",
+        dataset="fashion-mnist",
         dirichlet_alpha=0.3,
         seed=7,
         query_timeout=3.5,
@@ -194,5 +194,5 @@ def test_empty_run_config_gives_the_defaults() -> None:
 def test_whole_number_for_a_rate_reaches_the_nodes_as_a_float() -> None:
     """The wire tells int from float: a rate of 1 must not be refused by every node."""
     rate = Config(learning_rate=1, learning_rate_schedule="constant").learning_rate
-    request = encode_train_request(encode_model({}), 1, "garments", rate)
+    request = encode_train_request(encode_model({}), 1, "fashion-mnist", rate)
     assert decode_train_request(request).learning_rate == 1.0

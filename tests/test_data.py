@@ -29,13 +29,7 @@ from fedlib.data import (
     split_indices,
 )
 from fedlib.errors import DataError
-from fedlib.sources import find_source, resolve_dataset
-
-CLASS_NAMES = (
-    "T - shirt / top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-"""As the features of zalando-datasets/fashion_mnist on the Hub name them."""
+from fedlib.prepare import HUB_NAME, find_source
 
 
 @pytest.fixture
@@ -184,18 +178,6 @@ def test_normalised_training_images_have_mean_zero_and_deviation_one(
     assert normalised.std().item() == pytest.approx(1, abs=1e-3)
 
 
-def test_real_images_have_the_constants_and_names_of_fashion_mnist(real_images: Path) -> None:
-    dataset = open_dataset(str(real_images))
-    assert dataset.mean == pytest.approx(0.277, abs=0.002)
-    assert dataset.std == pytest.approx(0.350, abs=0.002)
-    assert dataset.class_names == CLASS_NAMES
-    assert set(load_test(dataset).labels.tolist()) <= set(range(10))
-
-
-def test_drawn_garments_have_the_names_of_fashion_mnist(small_dataset: Dataset) -> None:
-    assert small_dataset.class_names == CLASS_NAMES
-
-
 def sizes(dataset: Dataset, num_partitions: int, alpha: float, seed: int) -> list[list[int]]:
     return [part.tolist() for part in partition_indices(dataset, num_partitions, alpha, seed)]
 
@@ -248,13 +230,20 @@ def test_more_partitions_than_the_data_can_fill_are_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["fashion_mnist", "mnist", "/no/such/folder", "~no-such-user/images", "x" * 300],
-    ids=["underscore", "mnist", "no folder", "no home", "too long"],
+    [
+        "auto",
+        "garments",
+        "fashion_mnist",
+        "/no/such/folder",
+        "~no-such-user/images",
+        "../x",
+        "x" * 300,
+    ],
 )
-def test_unknown_dataset_is_refused_with_the_known_ones(name: str) -> None:
-    for call in (open_dataset, resolve_dataset):
+def test_unknown_dataset_is_refused_with_what_may_be_written(name: str) -> None:
+    for call in (open_dataset, find_source):
         text = refuse(lambda call=call: call(name))  # type: ignore[misc]
-        for known in ("auto", "fashion-mnist", "garments"):
+        for known in ("fashion-mnist", "owner/name", "folder with parquet files"):
             assert known in text
 
 
@@ -434,72 +423,79 @@ def test_leftover_of_a_killed_decode_is_not_taken_for_data(tmp_path: Path, cache
     assert complete_or_lock(cache) == []
 
 
-def test_fashion_mnist_offline_is_refused_with_the_alternatives(cache: Path) -> None:
-    text = refuse(lambda: open_dataset("fashion-mnist"))
-    assert "fashion-mnist is not in the cache" in text
-    assert "garments" in text
-    assert "folder" in text
-    assert complete_or_lock(cache) == []
+# --- Where Fashion-MNIST comes from
 
 
 @pytest.mark.usefixtures("cache")
-def test_auto_offline_takes_garments_and_says_why() -> None:
-    name, reason = resolve_dataset("auto")
-    assert name == "garments"
-    assert reason.startswith("Fashion-MNIST is not cached and the Hub")
-    assert "\n" not in reason
+def test_fashion_mnist_is_the_included_copy_then_the_cache() -> None:
+    first = str(find_source("fashion-mnist"))
+    assert first == f"fashion-mnist, from {Path(prepare.__file__).parent / 'fashion_mnist'}"
+    assert len(load_test(open_dataset())) == 10_000
+    assert str(find_source("fashion-mnist")) == "fashion-mnist, from the cache"
 
 
-@pytest.mark.usefixtures("cache")
-def test_auto_takes_fashion_mnist_once_it_is_decoded() -> None:
-    find_source("fashion-mnist").cache_folder.mkdir(parents=True)
-    assert resolve_dataset("auto") == ("fashion-mnist", "it is in the cache")
+def test_the_apps_code_alone_finds_the_copy_of_the_installed_package(tmp_path: Path) -> None:
+    """As on a node: ``flwr run`` sends the code, in a folder of its own, without the images."""
+    package = Path(prepare.__file__).parent
+    shutil.copytree(package, tmp_path / "fedlib", ignore=shutil.ignore_patterns("*.parquet"))
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1]); from fedlib import prepare;"
+        "print(json.dumps([prepare.__file__, prepare.find_source('fashion-mnist').path]))"
+    )
+    file, path = last_line(python(code, str(tmp_path)))
+    assert file == str(tmp_path / "fedlib" / "prepare.py")
+    assert path == str(package / "fashion_mnist")
 
 
-def test_other_names_are_kept_as_configured(small_folder: Path) -> None:
-    for name in ("fashion-mnist", "garments", str(small_folder)):
-        assert resolve_dataset(name) == (name, "as configured")
+def test_another_name_on_the_hub_has_a_cache_of_its_own(cache: Path) -> None:
+    source = find_source("ylecun/mnist")
+    assert (source.name, source.path) == ("ylecun/mnist", "ylecun/mnist")
+    assert source.folder == cache / "hub" / "ylecun" / "mnist"
 
 
-RESOLVE = """
-import json
-from fedlib.sources import resolve_dataset
-print(json.dumps(resolve_dataset("auto")))
+ONLY_THE_HUB = """
+import json, sys, time
+from fedlib import prepare
+from fedlib.data import open_dataset
+from fedlib.errors import DataError
+prepare._included_copy = lambda: None  # as in an environment that has the app's code only
+try:
+    open_dataset(sys.argv[1])
+except DataError as error:
+    print(json.dumps(str(error)))
 """
 
 
-@pytest.fixture(params=["refuses", "never answers"])
-def hub(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a server that is no Hub."""
+@pytest.fixture(params=["refuses", "never answers", "offline mode"])
+def no_hub(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The environment variables of a process that reaches no Hub."""
+    if request.param == "offline mode":
+        yield {"HF_HUB_OFFLINE": "1"}
+        return
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if request.param == "never answers":
             server.listen()  # the kernel accepts; nobody reads
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        yield {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "NO_PROXY": "*", "no_proxy": "*"}
 
 
-def test_auto_with_the_hub_out_of_reach_takes_garments(hub: str, tmp_path: Path) -> None:
-    name, reason = last_line(
-        python(
-            RESOLVE,
-            HF_HUB_OFFLINE="0",
-            HF_ENDPOINT=hub,
-            HF_HOME=str(tmp_path / "hub"),
-            FEDLIB_CACHE_DIR=str(tmp_path / "cache"),
-            NO_PROXY="127.0.0.1",
-            no_proxy="127.0.0.1",
-        )
+@pytest.mark.parametrize("name", ["fashion-mnist", "ylecun/mnist"])
+def test_without_the_hub_it_ends_with_one_line(
+    name: str, no_hub: dict[str, str], tmp_path: Path
+) -> None:
+    places = {"HF_HOME": str(tmp_path / "hub"), "FEDLIB_CACHE_DIR": str(tmp_path / "cache")}
+    text = last_line(python(ONLY_THE_HUB, name, **no_hub, **places))
+    assert "\n" not in text
+    assert (HUB_NAME if name == "fashion-mnist" else name) in text
+    assert "set dataset to fashion-mnist, or to the absolute path of a folder" in text
+    assert complete_or_lock(tmp_path / "cache") in ([], ["hub", "hub/ylecun"])
+
+
+def test_the_included_copy_needs_no_hub(cache: Path) -> None:
+    """Whoever asks the Hub, or looks up any name at all, ends this process."""
+    code = (
+        "import socket, os; socket.getaddrinfo = lambda *_, **__: os._exit(7);"
+        "from fedlib.data import open_dataset; import json; print(json.dumps(open_dataset().mean))"
     )
-    assert name == "garments"
-    assert reason.startswith("Fashion-MNIST is not cached and the Hub")
-    assert "\n" not in reason
-
-
-def test_download_that_broke_off_is_not_taken_for_the_dataset(tmp_path: Path) -> None:
-    """Only a folder of that name is there, as an interrupted download leaves it."""
-    broken = tmp_path / "hub" / "datasets" / "zalando-datasets___fashion_mnist" / "fashion_mnist"
-    broken.mkdir(parents=True)
-    name, reason = last_line(
-        python(RESOLVE, HF_HOME=str(tmp_path / "hub"), FEDLIB_CACHE_DIR=str(tmp_path / "cache"))
-    )
-    assert name == "garments", reason
+    assert last_line(python(code, HF_HUB_OFFLINE="0")) == 0.286

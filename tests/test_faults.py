@@ -24,7 +24,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 
-from fedlib import garments, server_app
+from fedlib import server_app, write_small_copy
 from fedlib.client_app import make_client_app
 from fedlib.config import Config
 from fedlib.errors import ConfigError, DataError, FedlibError, RunDirectoryError
@@ -40,9 +40,9 @@ STAGES = ("train", "query", "evaluate")
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 training and 60 test garments: enough for what fails before it learns."""
+    """240 training and 60 test images: enough for what fails before it learns."""
     folder = tmp_path_factory.mktemp("tiny")
-    garments.write_parquet(folder, num_train=240, num_test=60)
+    write_small_copy(folder, num_train=240, num_test=60)
     return folder
 
 

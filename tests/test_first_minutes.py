@@ -265,7 +265,7 @@ def test_a_misspelt_variable_of_wandb_is_named(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offlien")
     directory = RunDirectory.create(Config(output_dir=str(tmp_path)))
-    directory.describe("garments", 2)
+    directory.describe("fashion-mnist", 2)
     began = time.monotonic()
     with tracking(True, directory):
         pass

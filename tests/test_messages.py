@@ -27,7 +27,9 @@ Decode = Callable[[RecordDict], Any]
 WIRE: dict[str, tuple[Decode, Callable[[], RecordDict]]] = {
     "train request": (
         messages.decode_train_request,
-        lambda: messages.encode_train_request(messages.encode_model(STATE), 3, "garments", 0.05),
+        lambda: messages.encode_train_request(
+            messages.encode_model(STATE), 3, "fashion-mnist", 0.05
+        ),
     ),
     "train reply": (
         messages.decode_train_reply,
@@ -35,7 +37,7 @@ WIRE: dict[str, tuple[Decode, Callable[[], RecordDict]]] = {
     ),
     "evaluate request": (
         messages.decode_evaluate_request,
-        lambda: messages.encode_evaluate_request(messages.encode_model(STATE), 3, "garments"),
+        lambda: messages.encode_evaluate_request(messages.encode_model(STATE), 3, "fashion-mnist"),
     ),
     "evaluate reply": (
         messages.decode_evaluate_reply,
@@ -75,7 +77,11 @@ def test_train_request_round_trip() -> None:
     decode, make = WIRE["train request"]
     request = decode(make())
     assert isinstance(request, TrainRequest)
-    assert (request.server_round, request.dataset, request.learning_rate) == (3, "garments", 0.05)
+    assert (request.server_round, request.dataset, request.learning_rate) == (
+        3,
+        "fashion-mnist",
+        0.05,
+    )
     assert state_hash(request.model) == state_hash(STATE)
 
 
@@ -91,7 +97,7 @@ def test_evaluate_request_round_trip() -> None:
     decode, make = WIRE["evaluate request"]
     request = decode(make())
     assert isinstance(request, EvaluateRequest)
-    assert (request.server_round, request.dataset) == (3, "garments")
+    assert (request.server_round, request.dataset) == (3, "fashion-mnist")
     assert state_hash(request.model) == state_hash(STATE)
 
 
@@ -169,7 +175,7 @@ def test_extra_key_is_refused(verb: str, name: str) -> None:
 WRONG: dict[type, list[Any]] = {
     int: [True, 3.0, "3", b"3", [3]],
     float: [True, 1, "0.1", [0.1], math.nan, math.inf, -math.inf],
-    str: [1, True, b"garments", ["garments"]],
+    str: [1, True, b"fashion-mnist", ["fashion-mnist"]],
     bool: [1, 0, 1.0, "true", [True]],
 }
 

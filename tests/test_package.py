@@ -13,9 +13,9 @@ import fedlib
 PACKAGE = Path(fedlib.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
 PURE = (
-    *("aggregation", "config", "console", "credentials", "data", "drawing", "garments", "model"),
+    *("aggregation", "config", "console", "credentials", "data", "model"),
     *("plots", "processes"),
-    *("prepare", "randomness", "results", "resume", "schedule", "sources", "training", "verdict"),
+    *("prepare", "randomness", "results", "resume", "schedule", "training", "verdict"),
 )
 PUBLIC_FLOWER = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
 # One private name, in one place; the reason stands there.
@@ -74,6 +74,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "enter_local_run",
         "evaluate",
         "federated_dataset",
+        "find_source",
         "learning_rate",
         "load_partition",
         "load_results",
@@ -88,7 +89,6 @@ def test_the_public_names_are_exactly_these() -> None:
         "plot_metrics",
         "plot_partitions",
         "plot_timeline",
-        "resolve_dataset",
         "run",
         "run_round",
         "set_up_notebook",
@@ -96,6 +96,7 @@ def test_the_public_names_are_exactly_these() -> None:
         "state_hash",
         "torch_generator",
         "train",
+        "write_small_copy",
     ]
 
 

@@ -268,7 +268,7 @@ def test_a_file_in_the_place_of_a_folder_is_a_run_directory_error(small_config: 
 
 def test_results_never_hold_a_number_that_json_does_not_know(small_config: Config) -> None:
     directory = RunDirectory.create(small_config)
-    directory.describe("garments", 1)
+    directory.describe("fashion-mnist", 1)
     before = (directory.path / "results.json").read_bytes()
     with pytest.raises(ValueError, match="JSON"):
         directory.save_round(Round(1, math.nan), {})
@@ -277,16 +277,16 @@ def test_results_never_hold_a_number_that_json_does_not_know(small_config: Confi
 
 def test_before_the_first_round_the_results_are_there_and_empty(small_config: Config) -> None:
     directory = RunDirectory.create(small_config)
-    directory.describe("garments", 7)
+    directory.describe("fashion-mnist", 7)
     results = json.loads((directory.path / "results.json").read_text(encoding="utf-8"))
     assert results["rounds"] == []
-    assert (results["dataset"], results["num_partitions"]) == ("garments", 7)
+    assert (results["dataset"], results["num_partitions"]) == ("fashion-mnist", 7)
     assert directory.best_accuracy == -1
 
 
 def test_best_accuracy_passes_over_rounds_without_one(small_config: Config) -> None:
     directory = RunDirectory.create(small_config)
-    directory.describe("garments", 1)
+    directory.describe("fashion-mnist", 1)
     for number, accuracy in enumerate((0.4, None, 0.7, 0.6), 1):
         directory.save_round(Round(number, 0.1, centralized_accuracy=accuracy), {})
     assert directory.best_accuracy == 0.7

@@ -17,7 +17,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedlib import garments
+from fedlib import write_small_copy
 from fedlib.client_app import make_client_app
 from fedlib.config import Config
 from fedlib.errors import RunDirectoryError
@@ -52,7 +52,7 @@ class Counting(ClientApp):
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    garments.write_parquet(folder, num_train=240, num_test=60)
+    write_small_copy(folder, num_train=240, num_test=60)
     return folder
 
 
@@ -419,7 +419,7 @@ def test_another_data_set_is_refused_and_both_are_named(
     stopped: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = tmp_path_factory.mktemp("other")
-    garments.write_parquet(other, num_train=240, num_test=60)
+    write_small_copy(other, num_train=240, num_test=60)
     expect_refused(dataclasses.replace(stopped, dataset=str(other)), str(other), stopped.dataset)
 
 

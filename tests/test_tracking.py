@@ -15,7 +15,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from make_wandb_plots import records
 
-from fedlib import garments
+from fedlib import write_small_copy
 from fedlib.client_app import make_client_app
 from fedlib.config import Config
 from fedlib.local_grid import LocalGrid
@@ -31,7 +31,7 @@ WANDB_VARIABLES = ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "WANDB_DIR")
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
-    garments.write_parquet(folder, num_train=240, num_test=60)
+    write_small_copy(folder, num_train=240, num_test=60)
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 _PUBLIC = {
     "config": ("Config",),
-    "sources": ("resolve_dataset",),
+    "prepare": ("find_source",),
     "data": (
         "Dataset",
         "Partition",
@@ -35,7 +35,7 @@ _PUBLIC = {
         *("CENTRAL", "FEDERATED", "NEUTRAL", "TEN_COLOURS", "WAITING", "Span"),
         *("load_results", "plot_metrics", "plot_partitions", "plot_timeline"),
     ),
-    "notebook": ("BACKEND", "set_up_notebook", "show"),
+    "notebook": ("BACKEND", "set_up_notebook", "show", "write_small_copy"),
     "processes": ("FlowerHome",),
     "credentials": ("Credentials", "make_credentials"),
     "deployment": ("Deployment",),

@@ -64,7 +64,7 @@ class Config:
     )
     learning_rate_step_size: int = _count(5)
     momentum: float = _option(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1)
-    dataset: str = _name("auto")
+    dataset: str = _name("fashion-mnist")
     dirichlet_alpha: float = _option(
         1.0, "a number above 0 and at most 1e6", lambda v: 0 < v <= 1e6
     )

@@ -1,10 +1,8 @@
 """The data: decoded once, cached as arrays, partitioned by Flower Datasets, read by mapping.
 
-A data set is one of ``fashion-mnist`` (from the Hugging Face Hub), ``garments`` (drawn by this
-package) or a folder in the Hub's parquet layout. Whichever it is, ``open_dataset`` reads it
-through ``FederatedDataset``, decodes the images once and leaves them as ``.npy`` files in a
-cache folder; ``load_partition`` and ``load_test`` only map those files, so a client process
-imports neither ``datasets`` nor an image library.
+``open_dataset`` reads a data set through ``FederatedDataset``, decodes the images once and leaves
+them as ``.npy`` files in a cache folder; ``load_partition`` and ``load_test`` only map those files,
+so a client process imports neither ``datasets`` nor an image library.
 """
 
 import json
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from fedlib import prepare
 from fedlib.errors import DataError
-from fedlib.sources import find_source
 
 if TYPE_CHECKING:
     from flwr_datasets import FederatedDataset
@@ -68,10 +65,10 @@ class Partition:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A prepared data set.
+    """A data set whose arrays lie in the cache.
 
     Attributes:
-        name: ``fashion-mnist``, ``garments`` or the folder it came from.
+        name: ``fashion-mnist``, a name on the Hub, or a folder's absolute path.
         folder: Where its arrays lie.
         class_names: Names of the labels, in order.
         mean: Mean of the training pixels, on a scale from 0 to 1 (Fashion-MNIST: 0.2860).
@@ -85,37 +82,43 @@ class Dataset:
     std: float
 
 
-def open_dataset(name: str) -> Dataset:
-    """Return a data set, decoding it into the cache first if need be.
+def open_dataset(name: str = prepare.FASHION_MNIST) -> Dataset:
+    """Return a data set, decoding it into the cache first if it is not there.
 
     Args:
-        name: ``fashion-mnist``, ``garments`` or a folder (``resolve_dataset`` replaces ``auto``).
+        name: ``fashion-mnist`` (the copy that fedlib brings; where there is none, the Hub's), the
+            name of another data set on the Hub (``owner/name``), or a folder of parquet files.
 
     Raises:
-        DataError: The data set is unknown, out of reach or unreadable, or the cache cannot be
-            written.
+        DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
     """
-    source = find_source(name)
-    prepare.build_once(
-        source.cache_folder, lambda target: prepare.decode(source.name, source.load_path(), target)
-    )
-    return _read_info(source.name, source.cache_folder)
+    source = prepare.find_source(name)
+    prepare.build_once(source.folder, lambda target: prepare.decode(source, target))
+    return _read_info(source.name, source.folder)
 
 
-@lru_cache(maxsize=4)
-def _read_info(name: str, folder: Path) -> Dataset:
-    try:
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(folder, error) from error
+def federated_dataset(
+    name: str, num_partitions: int, alpha: float, seed: int
+) -> "FederatedDataset":
+    """Return the ``FederatedDataset`` itself, as the notebooks build it.
+
+    Args:
+        name: As ``open_dataset`` takes it.
+        num_partitions: How many nodes share the training set.
+        alpha: Concentration of the Dirichlet distribution.
+        seed: The partitioner's seed.
+
+    Raises:
+        DataError: The data set is unknown or out of reach.
+    """
+    partitioner = prepare.dirichlet_partitioner(num_partitions, alpha, seed)
+    return prepare.load_federated(prepare.find_source(name).path, partitioner)
 
 
 @lru_cache(maxsize=4)
 def load_test(dataset: Dataset, device: str = "cpu") -> Split:
     """Return the test split, on which the server evaluates the global model, on a device."""
-    images, labels = _map_arrays(dataset.folder, "test")
-    return _select(dataset, (images, labels), np.arange(len(labels)), device)
+    return _select(dataset, "test", slice(None), device)
 
 
 @lru_cache(maxsize=256)  # about 1 MB each with fifty nodes
@@ -150,9 +153,8 @@ def load_partition(
             f"(num-partitions is {num_partitions}); mend the node's config"
         )
     indices = partition_indices(dataset, num_partitions, alpha, seed)[partition_id]
-    train, validation = split_indices(indices, partition_id)
-    arrays = _map_arrays(dataset.folder, "train")
-    return Partition(*(_select(dataset, arrays, part, device) for part in (train, validation)))
+    parts = split_indices(indices, partition_id)
+    return Partition(*(_select(dataset, "train", part, device) for part in parts))
 
 
 def split_indices(
@@ -190,26 +192,13 @@ def partition_indices(
     return tuple(np.split(indices, offsets[1:-1]))
 
 
-def federated_dataset(
-    name: str, num_partitions: int, alpha: float, seed: int
-) -> "FederatedDataset":
-    """Return the ``FederatedDataset`` itself, as the notebooks build it.
-
-    Args:
-        name: ``fashion-mnist``, ``garments`` or a folder.
-        num_partitions: How many nodes share the training set.
-        alpha: Concentration of the Dirichlet distribution.
-        seed: The partitioner's seed.
-
-    Raises:
-        DataError: The data set is unknown or out of reach.
-    """
-    partitioner = prepare.dirichlet_partitioner(num_partitions, alpha, seed)
-    return prepare.load_federated(find_source(name).load_path(), partitioner)
-
-
-def _map_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    return _load_array(folder, f"{split}_images", "r"), _load_array(folder, f"{split}_labels", "r")
+@lru_cache(maxsize=4)
+def _read_info(name: str, folder: Path) -> Dataset:
+    try:
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _load_array(folder: Path, name: str, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
@@ -227,11 +216,8 @@ def _damaged(folder: Path, error: Exception) -> DataError:
     )
 
 
-def _select(
-    dataset: Dataset,
-    arrays: tuple[NDArray[np.uint8], NDArray[np.int64]],
-    indices: NDArray[np.int64],
-    device: str,
-) -> Split:
-    images, labels = (torch.from_numpy(array[indices]).to(device) for array in arrays)
+def _select(dataset: Dataset, split: str, chosen: Any, device: str) -> Split:
+    """Copy the chosen images and labels out of the mapped files."""
+    arrays = (_load_array(dataset.folder, f"{split}_{what}", "r") for what in ("images", "labels"))
+    images, labels = (torch.from_numpy(np.array(array[chosen])).to(device) for array in arrays)
     return Split(images, labels, dataset.mean, dataset.std)

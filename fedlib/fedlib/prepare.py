@@ -1,15 +1,19 @@
-"""Preparing a data set once: images decoded into arrays, labels partitioned among the nodes.
+"""Preparing a data set once: found, decoded into arrays, its labels partitioned among the nodes.
 
 Everything lands in the cache folder: ``FEDLIB_CACHE_DIR``, or ``~/.cache/fedlib`` where that is
 not set. ``datasets`` and ``flwr_datasets`` are imported here only, inside the functions, because
 most processes find the cache filled and never need them.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +27,79 @@ if TYPE_CHECKING:
     from flwr_datasets import FederatedDataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
+FASHION_MNIST = "fashion-mnist"
+HUB_NAME = "zalando-datasets/fashion_mnist"
+HUB_TIMEOUT_S = 10.0
 MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next one FederatedDataset's
 SHUFFLE_SEED = 42
 BATCH = 1_000
+ADVICE = (
+    "set dataset to fashion-mnist, or to the absolute path of a folder in the layout of the "
+    "course's fedlib/fedlib/fashion_mnist"
+)
 
 
-def cache_root() -> Path:
-    """Return the folder that holds all prepared data."""
-    chosen = os.environ.get("FEDLIB_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "fedlib"
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from; as a text, its name and the place it is read from now.
+
+    Attributes:
+        name: ``fashion-mnist``, a name on the Hub, or a folder's absolute path.
+        path: What ``FederatedDataset`` takes: a folder's absolute path or a name on the Hub.
+        folder: Where its arrays lie, or will; a folder whose files changed gets another.
+    """
+
+    name: str
+    path: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}, from {'the cache' if self.folder.is_dir() else self.path}"
+
+
+def find_source(name: str) -> Source:
+    """Return where a data set comes from, without asking the network.
+
+    Raises:
+        DataError: It is neither fashion-mnist nor like a name on the Hub nor a folder of parquet
+            files.
+    """
+    cache = Path(os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib").expanduser()
+    if name == FASHION_MNIST:
+        return Source(name, _included_copy() or HUB_NAME, cache / name)
+    try:
+        folder = Path(name).expanduser().resolve()
+        is_folder = folder.is_dir()
+        files = sorted(folder.rglob("*.parquet")) if is_folder else []
+    except (OSError, RuntimeError):  # a name too long, a home of nobody
+        is_folder, files = False, []
+    if not is_folder and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        return Source(name, name, cache / "hub" / name)
+    if any(character in name for character in "*["):
+        raise DataError(
+            f"dataset: expected a folder without * and [ in its path, which the datasets library "
+            f"takes for a pattern, got {name!r}; rename it"
+        )
+    if not files:
+        came = "a folder without .parquet files" if is_folder else "no such folder"
+        raise DataError(
+            f"dataset: expected {FASHION_MNIST}, another data set of the Hugging Face Hub "
+            f"(owner/name) or the absolute path of a folder with parquet files, "
+            f"got {name!r} ({came})"
+        )
+    state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
+    return Source(str(folder), str(folder), cache / f"folder-{digest}")
+
+
+def _included_copy() -> str | None:
+    """Return the folder of parquet files in the installed fedlib.
+
+    Not always beside this module: ``flwr run`` sends a node the package's code without its data.
+    But whatever is installed, in whichever way, is on the path as well.
+    """
+    folders = (Path(entry, "fedlib", "fashion_mnist") for entry in sys.path)
+    return next((str(f.resolve()) for f in folders if any(f.glob("*.parquet"))), None)
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
@@ -80,15 +148,30 @@ def dirichlet_partitioner(num_partitions: int, alpha: float, seed: int) -> "Diri
 
 
 def load_federated(path: str, partitioner: "DirichletPartitioner | int") -> "FederatedDataset":
-    """Return the ``FederatedDataset`` of a Hub name or a folder, shuffled by its own default."""
+    """Return the ``FederatedDataset`` of a folder or a Hub name, shuffled by its own default."""
     import datasets
     from flwr_datasets import FederatedDataset
 
+    if not Path(path).is_absolute() and not datasets.config.HF_HUB_OFFLINE:
+        _ask_hub(path)
     datasets.disable_progress_bars()
     return FederatedDataset(dataset=path, partitioners={"train": partitioner}, seed=SHUFFLE_SEED)
 
 
-def decode(name: str, path: str, target: Path) -> None:
+def _ask_hub(path: str) -> None:
+    """Ask the Hub once for a data set: where nobody answers, ``datasets`` asks for minutes."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.HfApi().dataset_info(path, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # no route, no such data set, proxy, TLS, HTTP status ...
+        raise DataError(
+            f"dataset: expected {path} on the Hugging Face Hub, got {type(error).__name__} from "
+            f"there; {ADVICE}"
+        ) from error
+
+
+def decode(source: Source, target: Path) -> None:
     """Write the arrays of both splits, in FederatedDataset's (shuffled) order, and info.json.
 
     Raises:
@@ -96,7 +179,7 @@ def decode(name: str, path: str, target: Path) -> None:
     """
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        federated = load_federated(path, 1)
+        federated = load_federated(source.path, 1)
         for split in ("train", "test"):
             rows = federated.load_split(split)
             class_names = rows.features["label"].names
@@ -110,11 +193,13 @@ def decode(name: str, path: str, target: Path) -> None:
             if labels.min() < 0 or labels.max() > 9 or images.min() == images.max():
                 raise ValueError(f"unlabelled or empty images in split {split}")
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
+    except DataError:
+        raise
     except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise DataError(
-            f"dataset {name}: expected the splits train and test with columns image (28x28 grey) "
-            f"and label (ten classes), got {reason}; mend the folder, or use dataset=garments"
+            f"dataset {source.name}: expected the splits train and test with columns image (28x28 "
+            f"grey) and label (ten classes), got {reason}; {ADVICE}"
         ) from error
     for array_name, array in arrays.items():
         np.save(target / f"{array_name}.npy", array)

@@ -19,10 +19,10 @@ from fedlib.data import Split, load_test, open_dataset, partition_indices
 from fedlib.errors import FedlibError, RunDirectoryError
 from fedlib.federation import Federation, sample
 from fedlib.model import CNN, State, clone_state, state_hash
+from fedlib.prepare import find_source
 from fedlib.randomness import SERVER, Stream, torch_generator
 from fedlib.results import Round, RunDirectory, Stage, finite, mean_and_std
 from fedlib.resume import expect_same_run, resume
-from fedlib.sources import resolve_dataset
 from fedlib.tracking import tracking
 from fedlib.training import Evaluation, Weighted, check_device, evaluate, single_thread
 
@@ -104,8 +104,8 @@ def run(grid: Grid, config: Config) -> State:
 def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     """Check what can be checked before any training; return the model and the first round."""
     device = check_device(config.server_device)
-    dataset, reason = resolve_dataset(config.dataset)
-    say(f"📦 Data set: {dataset} ({reason})")
+    say(f"📦 Data set: {find_source(config.dataset)}")
+    dataset = open_dataset(config.dataset)
     model: State = clone_state(CNN(torch_generator(config.seed, 0, SERVER, Stream.MODEL)))
     first_round = 1
     if config.resume_from:
@@ -119,15 +119,13 @@ def start(grid: Grid, config: Config) -> tuple[Server, State, int]:
     if len(nodes) < federation.num_partitions:
         say(f"⚠️ Only {len(nodes)} of {federation.num_partitions} nodes are there; going on.")
     if config.resume_from:
-        expect_same_run(directory, config, dataset, federation.num_partitions)
+        expect_same_run(directory, config, dataset.name, federation.num_partitions)
         say(f"⏩ Going on after round {first_round - 1}")
     else:
-        directory.describe(dataset, federation.num_partitions)
-    # After the roll call: a data set being drawn on all cores can keep an engine from starting.
-    prepared = open_dataset(dataset)
-    partition_indices(prepared, federation.num_partitions, config.dirichlet_alpha, config.seed)
-    test = load_test(prepared, device)
-    server = Server(config, federation, dataset, device, test, directory)
+        directory.describe(dataset.name, federation.num_partitions)
+    partition_indices(dataset, federation.num_partitions, config.dirichlet_alpha, config.seed)
+    test = load_test(dataset, device)
+    server = Server(config, federation, dataset.name, device, test, directory)
     return server, model, first_round
 
 
