@@ -13,7 +13,8 @@ from pathlib import Path
 import nbformat
 from pathspec import PathSpec
 
-LIMIT, NOTEBOOK_LIMIT = 500_000, 600_000  # bytes; a notebook carries its pictures
+# Bytes; a notebook carries its pictures, a parquet file all of Fashion-MNIST.
+LIMIT, LIMITS = 500_000, {".ipynb": 600_000, ".parquet": 30_000_000}
 
 
 def files() -> Iterator[Path]:
@@ -31,7 +32,7 @@ def problems(path: Path) -> Iterator[str]:
     if not path.is_file():
         yield f"{path}: expected a file, found none"
         return
-    limit = NOTEBOOK_LIMIT if path.suffix == ".ipynb" else LIMIT
+    limit = LIMITS.get(path.suffix, LIMIT)
     if (size := path.stat().st_size) >= limit:
         yield (
             f"{path}: expected less than {limit / 1000:.0f} kB, got {size / 1000:.0f} kB; "

@@ -59,7 +59,7 @@ BACKEND: Any = {"client_resources": {"num_cpus": 1}}
 def bare(rounds: int) -> dict[str, Any]:
     """Run the loop without any messages."""
     torch.set_num_threads(os.cpu_count() or 1)
-    dataset = fedlib.open_dataset(dataset_name())
+    dataset = fedlib.open_dataset()
     split = (dataset, NODES, CONFIG.dirichlet_alpha, CONFIG.seed)
     parts = [fedlib.load_partition(*split, node) for node in range(NODES)]
     test, model, out = fedlib.load_test(dataset), new_model(), []
@@ -266,7 +266,7 @@ def naive_load(message: Message) -> fedlib.CNN:
 def naive_dataset() -> Any:
     """Return the partitioned data set, once in each process."""
     return fedlib.federated_dataset(
-        dataset_name(), NODES, alpha=CONFIG.dirichlet_alpha, seed=CONFIG.seed
+        CONFIG.dataset, NODES, alpha=CONFIG.dirichlet_alpha, seed=CONFIG.seed
     )
 
 
@@ -310,12 +310,6 @@ def new_model() -> fedlib.CNN:
     """Return the first global model."""
     seed = (CONFIG.seed, 0, fedlib.SERVER, fedlib.Stream.MODEL)
     return fedlib.CNN(fedlib.torch_generator(*seed))
-
-
-@lru_cache(maxsize=1)
-def dataset_name() -> str:
-    """Return the data set at hand."""
-    return fedlib.resolve_dataset("auto")[0]
 
 
 ARMS = {

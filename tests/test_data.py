@@ -450,7 +450,7 @@ def test_the_apps_code_alone_finds_the_copy_of_the_installed_package(tmp_path: P
 def test_another_name_on_the_hub_has_a_cache_of_its_own(cache: Path) -> None:
     source = find_source("ylecun/mnist")
     assert (source.name, source.path) == ("ylecun/mnist", "ylecun/mnist")
-    assert source.folder == cache / "hub" / "ylecun" / "mnist"
+    assert source.cache_folder == cache / "hub" / "ylecun" / "mnist"
 
 
 ONLY_THE_HUB = """

@@ -93,8 +93,8 @@ def open_dataset(name: str = prepare.FASHION_MNIST) -> Dataset:
         DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
     """
     source = prepare.find_source(name)
-    prepare.build_once(source.folder, lambda target: prepare.decode(source, target))
-    return _read_info(source.name, source.folder)
+    prepare.build_once(source.cache_folder, lambda target: prepare.decode(source, target))
+    return _read_info(source.name, source.cache_folder)
 
 
 def federated_dataset(

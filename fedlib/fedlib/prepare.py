@@ -46,15 +46,15 @@ class Source:
     Attributes:
         name: ``fashion-mnist``, a name on the Hub, or a folder's absolute path.
         path: What ``FederatedDataset`` takes: a folder's absolute path or a name on the Hub.
-        folder: Where its arrays lie, or will; a folder whose files changed gets another.
+        cache_folder: Where its arrays lie, or will; a folder whose files changed has another.
     """
 
     name: str
     path: str
-    folder: Path
+    cache_folder: Path
 
     def __str__(self) -> str:
-        return f"{self.name}, from {'the cache' if self.folder.is_dir() else self.path}"
+        return f"{self.name}, from {'the cache' if self.cache_folder.is_dir() else self.path}"
 
 
 def find_source(name: str) -> Source:
