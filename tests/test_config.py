@@ -171,7 +171,7 @@ def test_round_trip_of_a_config_in_which_everything_is_changed() -> None:
         learning_rate_decay=0.25,
         learning_rate_step_size=2,
         momentum=0.0,
-        dataset="fashion-mnist",
+        dataset="ylecun/mnist",
         dirichlet_alpha=0.3,
         seed=7,
         query_timeout=3.5,

@@ -1,5 +1,6 @@
 """The included Fashion-MNIST is Zalando's, bit for bit; checksums are of the original IDX files."""
 
+import gzip
 import hashlib
 import io
 import struct
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 
 import fedlib
@@ -82,8 +84,6 @@ def test_the_datasets_library_finds_the_hubs_columns(split: str) -> None:
 
 def test_the_program_makes_these_files_from_idx_files(tmp_path: Path) -> None:
     """Of the first images, in files of the originals' form."""
-    import gzip
-
     program = tmp_path / "make_parquet.py"
     program.write_text((FOLDER / "make_parquet.py").read_text(encoding="utf-8"), encoding="utf-8")
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -101,3 +101,10 @@ def test_the_program_makes_these_files_from_idx_files(tmp_path: Path) -> None:
         name = f"{split}-00000-of-00001.parquet"
         made = pq.read_table(tmp_path / name)
         assert made.equals(pq.read_table(FOLDER / name).slice(0, 100), check_metadata=True)
+
+
+def test_an_installation_has_the_images() -> None:
+    files = WheelBuilder(str(FOLDER.parents[1])).recurse_included_files()
+    installed = {file.distribution_path for file in files}
+    names = (*(f"{split}-00000-of-00001.parquet" for split in SPLITS), "README.md")
+    assert {f"fedlib/fashion_mnist/{name}" for name in names} <= installed

@@ -34,8 +34,8 @@ MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next on
 SHUFFLE_SEED = 42
 BATCH = 1_000
 ADVICE = (
-    "set dataset to fashion-mnist, or to the absolute path of a folder in the layout of the "
-    "course's fedlib/fedlib/fashion_mnist"
+    "where fedlib is installed (pip install ./fedlib), dataset='fashion-mnist' needs no download; "
+    "or set it to the absolute path of a folder in the layout of fedlib/fedlib/fashion_mnist"
 )
 
 
@@ -54,7 +54,11 @@ class Source:
     cache_folder: Path
 
     def __str__(self) -> str:
-        return f"{self.name}, from {'the cache' if self.cache_folder.is_dir() else self.path}"
+        if self.cache_folder.is_dir():
+            return f"{self.name}, from the cache"
+        if not Path(self.path).is_absolute():
+            return f"{self.name}, from the Hugging Face Hub"
+        return self.name if self.name == self.path else f"{self.name}, from {self.path}"
 
 
 def find_source(name: str) -> Source:
