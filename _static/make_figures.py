@@ -70,9 +70,8 @@ def draw_schedules() -> None:
             print(schedule, [f"{curve[-1]:.4f}" for curve in curves])
         left.set(title="Learning rate", xlabel="round", ylabel="learning rate", ylim=(0, None))
         apart = max(ends.values()) - min(ends.values())
-        title = f"In the end {apart:.1f} points apart (mean, range of 3 seeds)"
-        right.set(title=title, xlabel="round")
-        right.set_ylabel("central accuracy (%)")
+        right.set(title=f"They end {apart:.1f} points apart", xlabel="round")
+        right.set_ylabel("central accuracy (%), mean and range of 3 seeds")
         left.legend()
         right.legend(loc="lower right")
         figure.savefig(HERE / "learning_rate_schedules.png", dpi=110)
