@@ -17,7 +17,7 @@ import nbformat
 BOOK = Path(__file__).resolve().parent
 REPOSITORY = BOOK.parent.parent
 
-DOCUMENTS = ("*.md", "notebooks/*.md", "notebooks/*.ipynb", "fedlib/*.md")
+DOCUMENTS = ("*.md", "notebooks/*.md", "notebooks/*.ipynb", "fedlib/*.md", "fedlib/fedlib/*/*.md")
 MODULES = "fedlib/fedlib/*.py"
 # A link or picture whose target is a path, up to the fragment.
 LINK = re.compile(r"(?<=\]\()[^)#\s:]+")
@@ -31,6 +31,7 @@ MODULE_LIST = """
 :glob:
 
 fedlib/*
+fedlib/*/*
 ```
 """
 CARD = """
