@@ -202,6 +202,7 @@ CASES["node_generator"] = (
         (lambda seed, *_: _seeded(seed), "What tells them apart"),
         (lambda s, r, p: _seeded(s + 10 * r + 100 * p), "share their chance"),
         (lambda s, r, p: _seeded(100 * s + 50 * r + p), "(43, 1, 1) and (42, 3, 1) share"),
+        (lambda s, r, p: _seeded(10_000 * s + 100 * r + p), "(42, 1, 101) and (42, 2, 1) share"),
         (lambda *who: torch.manual_seed(hash(who)), "global generator"),
         (lambda *_: torch.Generator(), "share their chance"),
     ],

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
+from flwr.app import Context, RecordDict
 
 from fedlib.credentials import new_key, sign
 from fedlib.verdict import Answer, check, expect, on_error
@@ -128,7 +128,7 @@ def record_bytes(answer: Answer) -> None:
 @check
 def remember_lowest(answer: Answer) -> None:
     """Notebook 04: the lowest loss of a node, kept in its state."""
-    home, other = SimpleNamespace(state=RecordDict()), SimpleNamespace(state=RecordDict())
+    home, other = (Context(1, node, {"partition-id": node}, RecordDict(), {}) for node in (7, 8))
     for loss, wanted in ((2.0, 2.0), (1.5, 1.5), (1.8, 1.5)):
         with on_error(KeyError, "What does a node remember before its first loss?"):
             got = answer(home, loss)
@@ -152,7 +152,8 @@ def node_generator(answer: Answer) -> None:
 
     expect("seed 42, round 1, partition 12, twice", draw(42, 1, 12), draw(42, 1, 12))
     seen: dict[tuple[float, ...], tuple[int, ...]] = {}
-    for who in itertools.product((42, 43), range(1, 13), range(1, 13)):
+    few = itertools.product((42, 43), range(1, 13), range(1, 13))
+    for who in (*few, (42, 1, 101)):
         twin = seen.setdefault(draw(*who), who)
         shared, hint = twin != who, "What tells them apart?"
         expect(f"{who} and {twin} share their chance", shared, False, hint)
