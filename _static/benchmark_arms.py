@@ -59,7 +59,7 @@ BACKEND: Any = {"client_resources": {"num_cpus": 1}}
 def bare(rounds: int) -> dict[str, Any]:
     """Run the loop without any messages."""
     torch.set_num_threads(os.cpu_count() or 1)
-    dataset = fedlib.open_dataset()
+    dataset = fedlib.open_dataset(CONFIG.dataset)
     split = (dataset, NODES, CONFIG.dirichlet_alpha, CONFIG.seed)
     parts = [fedlib.load_partition(*split, node) for node in range(NODES)]
     test, model, out = fedlib.load_test(dataset), new_model(), []

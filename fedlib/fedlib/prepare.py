@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,9 @@ def find_source(name: str) -> Source:
         DataError: It is neither fashion-mnist nor like a name on the Hub nor a folder of parquet
             files.
     """
-    cache = Path(os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib").expanduser()
+    root = Path(os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib").expanduser()
     if name == FASHION_MNIST:
-        return Source(name, _included_copy() or HUB_NAME, cache / name)
+        return Source(name, _included_copy() or HUB_NAME, root / name)
     try:
         folder = Path(name).expanduser().resolve()
         is_folder = folder.is_dir()
@@ -78,7 +79,7 @@ def find_source(name: str) -> Source:
     except (OSError, RuntimeError):  # a name too long, a home of nobody
         is_folder, files = False, []
     if not is_folder and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        return Source(name, name, cache / "hub" / name)
+        return Source(name, name, root / "hub" / name)
     if any(character in name for character in "*["):
         raise DataError(
             f"dataset: expected a folder without * and [ in its path, which the datasets library "
@@ -93,9 +94,10 @@ def find_source(name: str) -> Source:
         )
     state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
-    return Source(str(folder), str(folder), cache / f"folder-{digest}")
+    return Source(str(folder), str(folder), root / f"folder-{digest}")
 
 
+@cache
 def _included_copy() -> str | None:
     """Return the folder of parquet files in the installed fedlib.
 
@@ -179,11 +181,11 @@ def decode(source: Source, target: Path) -> None:
     """Write the arrays of both splits, in FederatedDataset's (shuffled) order, and info.json.
 
     Raises:
-        DataError: The data set has not the splits, columns or image size of Fashion-MNIST.
+        DataError: The Hub does not answer, or the data set has not the splits, columns or image
+            size of Fashion-MNIST.
     """
-    arrays: dict[str, NDArray[Any]] = {}
+    federated, arrays = load_federated(source.path, 1), dict[str, NDArray[Any]]()
     try:
-        federated = load_federated(source.path, 1)
         for split in ("train", "test"):
             rows = federated.load_split(split)
             class_names = rows.features["label"].names
@@ -197,8 +199,6 @@ def decode(source: Source, target: Path) -> None:
             if labels.min() < 0 or labels.max() > 9 or images.min() == images.max():
                 raise ValueError(f"unlabelled or empty images in split {split}")
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
-    except DataError:
-        raise
     except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise DataError(
