@@ -13,6 +13,7 @@ import click
 import nbformat
 import pytest
 import typer
+import yaml
 
 # Flower's parsers have no public names. Asking for --help instead would not find a flag that is
 # gone: argparse prints its help before it looks at the others.
@@ -21,11 +22,11 @@ from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-READMES = (
-    *REPOSITORY.glob("*.md"),
-    *REPOSITORY.glob("fedlib/*.md"),
-    *REPOSITORY.glob("notebooks/*.md"),
-)
+PAGES = [
+    page
+    for pattern in ("*.md", "docs/**/*.md", "fedlib/*.md", "notebooks/*.md")
+    for page in REPOSITORY.glob(pattern)
+]
 NOTEBOOKS = sorted(REPOSITORY.glob("notebooks/*.ipynb"))
 COMMANDS = ("flwr", "flower-superlink", "flower-supernode")
 START = re.compile(rf"(\S*/)?({'|'.join(COMMANDS)}) (?!\w+: )")
@@ -97,7 +98,7 @@ def found() -> dict[str, list[str]]:
     """All commands by where they stand."""
     commands = {
         str(path.relative_to(REPOSITORY)): list(from_markdown(path.read_text("utf-8")))
-        for path in READMES
+        for path in PAGES
     }
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
@@ -107,12 +108,14 @@ def found() -> dict[str, list[str]]:
             *itertools.chain.from_iterable(map(from_markdown, prose)),
             *itertools.chain.from_iterable(map(from_python, code)),
         ]
-    makefile = (REPOSITORY / "Makefile").read_text("utf-8").replace("\\\n", "")
-    recipes = [line for line in makefile.splitlines() if line.startswith("\t")]
-    recipe = re.sub(r"\$\((\w+)\)", PLACEHOLDER, "\n".join(recipes))
-    commands["Makefile"] = re.findall(r"flwr (?:run|list)\s[^&|\n]*", recipe)
+    make_run = REPOSITORY / "tools" / "run.py"
+    commands[make_run.name] = list(from_python(make_run.read_text("utf-8")))
     compose = (REPOSITORY / "compose.yaml").read_text("utf-8")
-    commands["compose.yaml"] = re.findall(r"^#   (flwr [^(\n]*)", compose, re.MULTILINE)
+    services = yaml.safe_load(compose)["services"].values()
+    commands["compose.yaml"] = [
+        *re.findall(r"^#   (flwr [^(\n]*)", compose, re.MULTILINE),
+        *(shlex.join(service["command"]) for service in services),
+    ]
     return commands
 
 
@@ -169,55 +172,22 @@ def test_the_installed_parser_takes_it(command: str) -> None:
 
 
 def test_there_are_some_in_each_place_where_a_reader_looks() -> None:
-    counts = {name: len(commands) for name, commands in found().items()}
-    for name in ("README.md", "Makefile", "compose.yaml", "10-from-notebook-to-app.ipynb"):
-        assert counts[name] >= 2, counts
-    assert counts["11-deployment.ipynb"] >= 2, counts
+    for name in ("docs/running.md", "docs/deploying.md", "fedlib/README.md", "compose.yaml"):
+        assert len(found()[name]) >= 2, name
+    for name in ("10-from-notebook-to-app.ipynb", "11-deployment.ipynb"):
+        assert len(found()[name]) >= 2, name
+    assert found()["run.py"]
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "flwr run fedlib --streams",
-        "flwr runs fedlib",
-        "flwr supernode enlist key.pub",
-        "flwr list --format yaml",
+        "flwr run . --streams",
+        "flwr runs .",
         "flower-superlink --insecure --ssl-keys server.key",
-        "flower-supernode --superlink 127.0.0.1:8000 --nodeconfig 'partition-id=0'",
         "flower-supernode --root-cert ca.crt",  # an abbreviation: it may end any day
     ],
 )
 def test_a_flag_that_is_not_there_fails(command: str) -> None:
     with pytest.raises((SystemExit, AssertionError, click.UsageError)):
         parse(command)
-
-
-@pytest.mark.parametrize(
-    ("source", "commands"),
-    [
-        ("```bash\n$ flwr runs x\n```", ["flwr runs x"]),
-        ("```bash\nSEED=1 flwr run x && flwr list\n```", ["flwr run x"]),
-        ("```bash\ncd x && flower-superlink --bogus\n```", ["flower-superlink --bogus"]),
-        ("```python\nhome.flwr('list', '--bogus')\n```", ["flwr list --bogus"]),
-        ("```python\ncall(['flwr', 'runs'])\n```", ["flwr runs"]),
-        (
-            "```python\nx = [*('flower-supernode', '--port', p), '-x']\n```",
-            ["flower-supernode --port 1 -x"],
-        ),
-        (
-            "```python\nstart('s', 'flower-supernode', '--bogus')\n```",
-            ["flower-supernode --bogus"],
-        ),
-        ("Say `flwr stop RUN_ID` or `flwr`.", ["flwr stop RUN_ID"]),
-    ],
-)
-def test_a_command_is_found_however_it_is_written(source: str, commands: list[str]) -> None:
-    assert list(dict.fromkeys(from_markdown(source)))[: len(commands)] == commands
-
-
-def test_what_is_parsed_is_what_was_meant() -> None:
-    parsed = parse("flwr run fedlib local --stream --run-config 'seed=7'")
-    assert parsed["app"] == "fedlib" and parsed["superlink"] == "local" and parsed["stream"]
-    assert parsed["run_config_overrides"] == ("seed=7",)
-    parsed = parse("flower-supernode --insecure --port 9094 --node-config 'partition-id=0'")
-    assert parsed["port"] == 9094 and parsed["node_config"] == "partition-id=0"

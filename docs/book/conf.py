@@ -15,7 +15,7 @@ project = "Federated learning, message by message"
 html_title = project
 language = "en"
 extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "extension"]
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".source": "source"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".py": "source"}
 
 # The outputs are the committed ones.
 nb_execution_mode = "off"

@@ -1,11 +1,9 @@
-"""Two things that Sphinx lacks: formulas without MathJax, and source files as pages."""
+"""Two things that Sphinx lacks: formulas without MathJax, and modules as pages."""
 
 from pathlib import PurePosixPath
 
 from docutils import nodes
 from latex2mathml.converter import convert
-from pygments.lexers import get_lexer_for_filename
-from pygments.util import ClassNotFound
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.parsers import Parser
@@ -13,23 +11,19 @@ from sphinx.writers.html5 import HTML5Translator
 
 
 class SourceParser(Parser):
-    """A page for a source file: its name, where it lies, its text."""
+    """A page for a module: its name, where it lies, its text."""
 
     supported = ("source",)
 
     def parse(self, inputstring: str, document: nodes.document) -> None:
         env: BuildEnvironment = document.settings.env
-        path = PurePosixPath(env.docname)
-        try:
-            language = get_lexer_for_filename(path.name).aliases[0]
-        except ClassNotFound:
-            language = "text"
+        path = PurePosixPath(f"{env.docname}.py")
         section = nodes.section(ids=["source"], names=["source"])
         section += nodes.title(text=path.name)
         section += nodes.paragraph("", "", nodes.literal(text=str(path)))
-        section += nodes.literal_block(inputstring, inputstring, language=language)
+        section += nodes.literal_block(inputstring, inputstring, language="python")
         document += section
-        # Pages come from links, not from a list; the sidebar names fedlib's modules only.
+        # The sidebar names fedlib's modules only; links lead to the others.
         env.metadata[env.docname]["orphan"] = True
 
 

@@ -21,22 +21,18 @@ class FedAvg:
     """The running mean of the clients' models, weighted by their numbers of examples.
 
     Args:
-        reference: The global model's state: every reply must have its names, shapes and dtypes.
+        reference: The global model's state: every other must have its names, shapes and dtypes.
     """
 
     def __init__(self, reference: State) -> None:
         self._reference = reference
         self._sum = {k: torch.zeros_like(v, dtype=_wide(v)) for k, v in reference.items()}
-        self._rest = {k: torch.zeros_like(s) for k, s in self._sum.items() if s.is_floating_point()}
+        self._rest = {k: torch.zeros_like(v) for k, v in self._sum.items()}
         self.num_states = 0
         self.num_examples = 0
 
     def add(self, state: State, num_examples: int) -> None:
-        """Add one client's model; a state that is refused changes nothing.
-
-        Args:
-            state: The client's parameters and buffers by name.
-            num_examples: Its weight: the number of examples that it trained on, at least 1.
+        """Add one client's model with its weight; a state that is refused changes nothing.
 
         Raises:
             ReplyError: Names, shapes or dtypes differ from the global model's, a value is not
@@ -47,12 +43,9 @@ class FedAvg:
         check_state(state, self._reference)
         for name, tensor in state.items():
             total, term = self._sum[name], tensor.to(_wide(tensor)) * num_examples
-            if not tensor.is_floating_point():
-                total += term  # integers add exactly
-                continue
             new_total = total + term
             carried = new_total - total
-            self._rest[name] += (total - (new_total - carried)) + (term - carried)
+            self._rest[name] += (total - (new_total - carried)) + (term - carried)  # 0 of integers
             self._sum[name] = new_total
         self.num_states += 1
         self.num_examples += num_examples
@@ -66,12 +59,28 @@ class FedAvg:
         if not self.num_states:
             return {name: tensor.clone() for name, tensor in self._reference.items()}
         mean = {}
-        for name, total in self._sum.items():
-            exact = (total + self._rest[name]) if name in self._rest else total.double()
-            ratio = exact / float(self.num_examples)
-            dtype = self._reference[name].dtype
-            mean[name] = (ratio if dtype.is_floating_point else ratio.round()).to(dtype)
+        for name, wanted in self._reference.items():
+            ratio = (self._sum[name] + self._rest[name]).double() / float(self.num_examples)
+            mean[name] = (ratio if wanted.is_floating_point() else ratio.round()).to(wanted.dtype)
         return mean
+
+
+def server_step(model: State, mean: State, memory: State) -> tuple[State, State]:
+    """Make the next global model out of the mean of the nodes' models: the seam of the round.
+
+    FedAvg takes the mean as it is and remembers nothing. A server with momentum, say, remembers its
+    velocity. (Reddi et al., arXiv:2003.00295, algorithm 1, call this step ServerOpt.)
+
+    Args:
+        model: The global model that the nodes started from.
+        mean: The mean of what they made of it.
+        memory: What this function remembered in the last round; nothing before the first.
+
+    Returns:
+        The next global model, and what to remember: tensors by name, saved in ``latest.pt``, so
+        that a run that was stopped goes on as if it had not been.
+    """
+    return mean, {}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

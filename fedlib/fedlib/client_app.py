@@ -1,63 +1,58 @@
-"""The ClientApp: a thin shell that decodes a message, calls the core, and encodes the reply.
-
-In a deployment, each message is answered by a process of its own. Whoever answers a QUERY must
-not pay for PyTorch (two seconds of import): what needs it is imported where it is used.
-"""
+"""The ClientApp: a thin shell that decodes a message, calls the core, and encodes the reply."""
 
 import json
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch import nn
 
-from fedlib import messages
 from fedlib.config import Config
-from fedlib.errors import DataError, FedlibError, TooLateError
+from fedlib.data import Dataset, Partition, load_partition, open_dataset
+from fedlib.errors import DataError, FedlibError, TooLateError, one_line
+from fedlib.messages import (
+    IDENTIFY_ACTION,
+    EvaluateReply,
+    EvaluateRequest,
+    Identity,
+    QueryReply,
+    QueryRequest,
+    TrainReply,
+    TrainRequest,
+    decode,
+    encode,
+)
+from fedlib.model import State, check_state, make_model
 from fedlib.randomness import Stream, numpy_generator, torch_generator
-
-if TYPE_CHECKING:
-    from fedlib.data import Partition
-    from fedlib.model import CNN, State
+from fedlib.training import evaluate, pick_device, single_thread, train
 
 OPT_IN_PROBABILITY = 0.5
 REFUSED = 100
-"""Code of the ``Error`` that carries a ``FedlibError``'s text (Flower's own end below 100)."""
-EXPIRED_TTL_S = 1e-6
-"""Time-to-live of a reply that must not arrive."""
+"""Code of the ``Error`` that carries a line of ours (Flower's own end below 100)."""
+HERE = str(Path(__file__).parent)
 TRACE = "FEDLIB_TRACE"
 """Environment variable: a file to which every answered message adds when it was what."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What a node knows of itself: its config, and which of how many partitions it holds."""
+    """What a node knows of itself."""
 
     config: Config
-    identity: messages.Identity
+    partition_id: int
+    num_partitions: int
 
-    @property
-    def partition_id(self) -> int:
-        """Which partition the node holds, from 0."""
-        return self.identity.partition_id
-
-    def load(self, dataset: str, device: str) -> "Partition":
+    def load(self, dataset: Dataset, device: str) -> Partition:
         """Return the node's own part of a data set, on the device that it computes on."""
-        from fedlib.data import load_partition, open_dataset
-
-        return load_partition(
-            open_dataset(dataset),
-            self.identity.num_partitions,
-            self.config.dirichlet_alpha,
-            self.config.seed,
-            self.partition_id,
-            device,
-        )
+        alpha, seed = self.config.dirichlet_alpha, self.config.seed
+        return load_partition(dataset, self.num_partitions, alpha, seed, self.partition_id, device)
 
 
 Handler = Callable[[Message, Node], RecordDict]
@@ -68,7 +63,7 @@ def make_client_app(config: Config | None = None) -> ClientApp:
 
     Args:
         config: The run's config; without one, it is read from ``context.run_config``, which
-            ``flwr run`` fills and ``run_simulation`` leaves empty.
+            ``flwr run`` fills and ``simulate`` leaves empty.
     """
     app = ClientApp()
 
@@ -84,7 +79,7 @@ def make_client_app(config: Config | None = None) -> ClientApp:
     def _query(message: Message, context: Context) -> Message:
         return answer(handle_query, message, context, config)
 
-    @app.query(messages.IDENTIFY_ACTION)
+    @app.query(IDENTIFY_ACTION)
     def _identify(message: Message, context: Context) -> Message:
         return answer(handle_identify, message, context, config)
 
@@ -92,34 +87,36 @@ def make_client_app(config: Config | None = None) -> ClientApp:
 
 
 def answer(handler: Handler, message: Message, context: Context, config: Config | None) -> Message:
-    """Call a handler; what a person can put right goes back as one line, not as a traceback."""
+    """Call a handler; whatever it raises goes back to the server as one line."""
     began, startup_s = time.time(), time.process_time()
     try:
         if seconds_left(message) <= 0:
             raise TooLateError("the message had expired when its turn came")
-        config = config or Config.from_run_config(context.run_config)
-        node = Node(config, _identity(context))
+        node = _node(config or Config.from_run_config(context.run_config), context)
         content = handler(message, node)
         _trace(message, node, began, startup_s)
         return Message(content, reply_to=message)
     except TooLateError as error:
-        # A ClientApp cannot but reply; this reply has expired too, and Flower drops it.
-        ttl = EXPIRED_TTL_S if seconds_left(message) > EXPIRED_TTL_S else None
-        reply = Message(Error(REFUSED, str(error)), reply_to=message, ttl=ttl)
-        while seconds_left(reply) >= 0:  # a clock moves in steps, on Windows of 16 ms
-            time.sleep(0.001)
+        # A ClientApp cannot but reply; this reply expires at once, and Flower drops it.
+        reply = Message(Error(REFUSED, str(error)), reply_to=message)
+        reply.metadata.ttl = min(reply.metadata.ttl, 1e-6)
+        time.sleep(0.02)  # a clock moves in steps, on Windows of 16 ms
         return reply
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        *_, own = (f for f in frames if HERE in f.filename or "site-packages" not in f.filename)
+        where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}"
+        reason = one_line(f"{type(error).__name__}: {error} ({where})")
+        return Message(Error(REFUSED, reason), reply_to=message)
 
 
 def handle_train(message: Message, node: Node) -> RecordDict:
-    """Train the global model on the node's own data; reply with weights, weight and loss."""
-    from fedlib.training import pick_device, single_thread, train
-
-    request, device = messages.decode_train_request(message.content), pick_device()
-    config, partition = node.config, node.load(request.dataset, device)
-    model = _load_model(request.model)
+    """Train the global model on the node's own data; reply with model, weight and loss."""
+    request, device = decode(TrainRequest, message.content), pick_device()
+    config, dataset = node.config, open_dataset(request.dataset)
+    partition, model = node.load(dataset, device), load_model(dataset, request.model)
     with single_thread():
         loss = train(
             model,
@@ -131,27 +128,26 @@ def handle_train(message: Message, node: Node) -> RecordDict:
             generator=torch_generator(
                 config.seed, request.server_round, node.partition_id, Stream.TRAIN
             ),
+            augmentation=config.augmentation,
             device=device,
         )
-    reply = messages.TrainReply(model.state_dict(), len(partition.train), loss)
-    return messages.encode_train_reply(reply)
+    return encode(TrainReply(model.state_dict(), len(partition.train), loss.sum, loss.weight))
 
 
 def handle_evaluate(message: Message, node: Node) -> RecordDict:
     """Evaluate the global model on the node's own validation split."""
-    from fedlib.training import evaluate, pick_device, single_thread
-
-    request, device = messages.decode_evaluate_request(message.content), pick_device()
-    partition = node.load(request.dataset, device)
+    request, device = decode(EvaluateRequest, message.content), pick_device()
+    dataset = open_dataset(request.dataset)
+    partition, model = node.load(dataset, device), load_model(dataset, request.model)
     with single_thread():
-        evaluation = evaluate(_load_model(request.model), partition.validation, device)
-    return messages.encode_evaluate_reply(evaluation)
+        found = evaluate(model, partition.validation, device)
+    return encode(EvaluateReply(found.loss.weight, found.loss.sum, int(found.correct.sum)))
 
 
 def handle_query(message: Message, node: Node) -> RecordDict:
-    """Say, some random time after the message was sent, whether the node takes part.
+    """Say whether the node takes part in the evaluation, after a random time to think.
 
-    The time stands for whatever keeps a real device busy. It counts from the moment of sending,
+    The time counts from the moment at which the message was sent, not from when its turn came,
     so nodes that share an actor wait side by side, not one behind the other. A node that would
     answer after the message expires does not wait at all: nobody would get the answer, and the
     next message would be held up.
@@ -159,20 +155,31 @@ def handle_query(message: Message, node: Node) -> RecordDict:
     Raises:
         TooLateError: The node cannot answer before the message expires.
     """
-    server_round = messages.decode_query_request(message.content)
-    config = node.config
+    server_round, config = decode(QueryRequest, message.content).server_round, node.config
     rng = numpy_generator(config.seed, server_round, node.partition_id, Stream.QUERY)
     opt_in = bool(rng.random() < OPT_IN_PROBABILITY)
     delay_s = rng.random() * config.query_max_delay
     if delay_s >= message.metadata.ttl:
         raise TooLateError(f"the answer would take {delay_s:.1f} s")
     time.sleep(max(0.0, message.metadata.created_at + delay_s - time.time()))
-    return messages.encode_query_reply(opt_in)
+    return encode(QueryReply(opt_in))
 
 
 def handle_identify(message: Message, node: Node) -> RecordDict:
     """Tell the server which partition this node holds."""
-    return messages.encode_identity(node.identity)
+    return encode(Identity(node.partition_id, node.num_partitions))
+
+
+def load_model(dataset: Dataset, state: State) -> nn.Module:
+    """Return a model with this state.
+
+    Raises:
+        ReplyError: It is not a state of the model that this node has for the data set.
+    """
+    model = make_model(dataset, torch.Generator())
+    check_state(state, model.state_dict())
+    model.load_state_dict(state)
+    return model
 
 
 def seconds_left(message: Message) -> float:
@@ -186,20 +193,16 @@ def seconds_left(message: Message) -> float:
 def _trace(message: Message, node: Node, began: float, startup_s: float) -> None:
     """Note when what happened (seconds since the epoch), if somebody asked for that."""
     if path := os.environ.get(TRACE):
-        moments = {
-            "message_type": message.metadata.message_type,
-            "partition_id": node.partition_id,
-            "process": os.getpid(),
-            "sent": message.metadata.created_at,
-            "startup_cpu_s": startup_s,  # what this process had computed before
-            "began": began,
-            "ended": time.time(),
-        }
+        metadata, now = message.metadata, time.time()
+        moments = {"sent": metadata.created_at, "began": began, "ended": now}
+        who = {"partition_id": node.partition_id, "process": os.getpid()}
+        cost = {"startup_cpu_s": startup_s}  # what this process had computed before
+        line = json.dumps({"message_type": metadata.message_type, **who, **cost, **moments})
         with suppress(OSError), Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(moments) + "\n")  # one short write: lines do not mix
+            file.write(line + "\n")  # one short write: lines do not mix
 
 
-def _identity(context: Context) -> messages.Identity:
+def _node(config: Config, context: Context) -> Node:
     wanted = ("partition-id", "num-partitions")
     partition_id, num_partitions = (context.node_config.get(key) for key in wanted)
     if type(partition_id) is not int or type(num_partitions) is not int:
@@ -208,18 +211,7 @@ def _identity(context: Context) -> messages.Identity:
             f"got {dict(context.node_config)}; start the SuperNode with "
             f'--node-config "partition-id=0 num-partitions=50"'
         )
-    return messages.Identity(partition_id, num_partitions)
-
-
-def _load_model(state: "State") -> "CNN":
-    import torch
-
-    from fedlib.model import CNN, check_state
-
-    model = CNN(torch.Generator())
-    check_state(state, model.state_dict())
-    model.load_state_dict(state)
-    return model
+    return Node(config, partition_id, num_partitions)
 
 
 app = make_client_app()

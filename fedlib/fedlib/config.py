@@ -2,13 +2,11 @@
 
 ``flwr run`` hands every app a flat dictionary with keys such as ``num-server-rounds``: the
 defaults of ``[tool.flwr.app.config]`` in pyproject.toml, overridden by ``--run-config``.
-``Config.from_run_config`` turns it into a ``Config``; from Python, ``Config(local_epochs=2)``
-checks the same ranges. (``run_simulation`` passes no run config: there, give the ``Config``
-to ``make_server_app`` and ``make_client_app``.)
+``simulate`` hands it nothing: there, give a ``Config`` to ``make_server_app`` and
+``make_client_app``.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -19,21 +17,17 @@ from fedlib.errors import ConfigError
 from fedlib.schedule import SCHEDULES, learning_rate
 
 
-def _option(default: Any, accepts: str, check: Callable[[Any], bool]) -> Any:
+def _option(default: Any, accepts: str, check: Callable[[Any], bool] = lambda v: True) -> Any:
     return field(default=default, metadata={"accepts": accepts, "check": check})
 
 
-def _count(default: int, lowest: int = 1) -> Any:
-    return _option(default, f"a whole number, {lowest} or more", lambda v: v >= lowest)
+def _count(default: int) -> Any:
+    return _option(default, "a whole number, 1 or more", lambda v: v >= 1)
 
 
 def _seconds(default: float, lowest: float) -> Any:
     accepts = f"seconds, from {lowest:g} to 86400"
     return _option(default, accepts, lambda v: lowest <= v <= 86_400)
-
-
-def _flag(default: bool) -> Any:
-    return _option(default, "true or false", lambda v: True)
 
 
 def _name(default: str) -> Any:
@@ -64,6 +58,7 @@ class Config:
     )
     learning_rate_step_size: int = _count(5)
     momentum: float = _option(0.9, "a number from 0 to below 1", lambda v: 0 <= v < 1)
+    augmentation: bool = _option(True, "true or false")
     dataset: str = _name("fashion-mnist")
     dirichlet_alpha: float = _option(
         1.0, "a number above 0 and at most 1e6", lambda v: 0 < v <= 1e6
@@ -73,23 +68,24 @@ class Config:
     query_max_delay: float = _seconds(2.0, 0)
     reply_timeout: float = _seconds(300.0, 0.1)
     server_device: str = _name("auto")
-    use_wandb: bool = _flag(True)
+    use_wandb: bool = _option(True, "true or false")
     output_dir: str = _name("outputs")
-    resume_from: str = _option("", "a run directory, or nothing", lambda v: True)
+    resume_from: str = _option("", "a run directory, or nothing")
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value = getattr(self, option.name)
-            _check(option.name, option.type, option.metadata, value)
-            if option.type is float:  # TOML, like people, writes 1 where 1.0 is meant
-                object.__setattr__(self, option.name, float(value))
+            value, accepts = getattr(self, option.name), option.metadata["accepts"]
+            if option.type is float and type(value) is int:  # TOML, like people, writes 1 for 1.0
+                object.__setattr__(self, option.name, value := float(value))
+            right = type(value) is option.type and value == value  # NaN is not itself
+            if not right or not option.metadata["check"](value):
+                raise ConfigError(
+                    f"run config: {kebab(option.name)}: expected {accepts}, got {value!r}"
+                )
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":
-        """Parse the dictionary that Flower hands to an app (``context.run_config``).
-
-        Args:
-            run_config: Values by kebab-case key; keys left out keep their defaults.
+        """Parse what Flower hands to an app (``context.run_config``); the rest keeps its default.
 
         Raises:
             ConfigError: A key is unknown, or a value has the wrong type or range.
@@ -130,13 +126,3 @@ def absolute(path: str) -> Path:
     with suppress(RuntimeError):
         return Path(path).expanduser().absolute()
     return Path(path).absolute()
-
-
-def _check(name: str, wanted: Any, metadata: Mapping[str, Any], value: Any) -> None:
-    right_type = type(value) is wanted or (wanted is float and type(value) is int)
-    if right_type and isinstance(value, float):
-        right_type = math.isfinite(value)
-    if not right_type or not metadata["check"](value):
-        raise ConfigError(
-            f"run config: {kebab(name)}: expected {metadata['accepts']}, got {value!r}"
-        )

@@ -35,18 +35,13 @@ def say(line: str) -> None:
 def tidy_flower_log() -> None:
     """Keep two things out of Flower's log that would bury the round log.
 
-    - An ERROR line for every reply that comes too late. A late node is part of the plan here:
-      the stage counts it as missing, and the simulation engine has no other way to be told.
-    - The traceback of a ``FedlibError``, whose one line says what to do. The run still fails.
+    One is an ERROR line for every reply that comes too late: a late node is part of the plan here.
+    The other is the traceback of a ``FedlibError``, whose one line says what to do.
     """
-    if _tidy not in _flower.filters:
-        _flower.addFilter(_tidy)
+    logging.getLogger("flwr").addFilter(_tidy)  # a second time changes nothing
 
 
 def _tidy(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], FedlibError):
         record.exc_info = None
     return "Message TTL has expired" not in record.getMessage()
-
-
-_flower = logging.getLogger("flwr")

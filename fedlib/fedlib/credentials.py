@@ -16,8 +16,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlib.errors import FedlibError
@@ -29,22 +35,13 @@ PRIVATE, PUBLIC = 0o600, 0o644
 
 @dataclass(frozen=True)
 class Credentials:
-    """Where the files lie.
+    """Where the files lie."""
 
-    Attributes:
-        folder: What holds them all; only its owner may enter.
-        ca: The authority's certificate (PEM), which every node and every user needs.
-        certificate: The SuperLink's certificate (PEM).
-        key: Its private key (PEM), mode 0600.
-        node_keys: The nodes' private keys (OpenSSH), mode 0600; the public key lies beside each,
-            with ``.pub`` added to its name.
-    """
-
-    folder: Path
-    ca: Path
-    certificate: Path
-    key: Path
-    node_keys: tuple[Path, ...]
+    folder: Path  # what holds them all; only its owner may enter
+    ca: Path  # the authority's certificate (PEM), which every node and every user needs
+    certificate: Path  # the SuperLink's (PEM)
+    key: Path  # its private key (PEM), mode 0600
+    node_keys: tuple[Path, ...]  # OpenSSH, mode 0600; the public half beside each, as NAME.pub
 
 
 def make_credentials(
@@ -63,6 +60,13 @@ def make_credentials(
     Raises:
         FedlibError: The folder holds something or cannot be written.
     """
+    node_keys = tuple(folder / f"node-{n}" for n in range(num_nodes))
+    paths = Credentials(
+        folder, folder / "ca.crt", folder / "server.pem", folder / "server.key", node_keys
+    )
+    ca_key, server_key = new_key(), new_key()
+    ca = sign(ca_key, "fedlib CA", ca_key, "fedlib CA")
+    certificate = sign(ca_key, "fedlib CA", server_key, "SuperLink", hosts)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -71,34 +75,21 @@ def make_credentials(
                 f"choose another one, or delete it if no SuperLink uses them any more"
             )
         folder.chmod(0o700)
-        ca_key, server_key = new_key(), new_key()
-        ca = sign(ca_key, "fedlib CA", ca_key, "fedlib CA")
-        certificate = sign(ca_key, "fedlib CA", server_key, "SuperLink", hosts)
-        paths = Credentials(
-            folder,
-            _write(folder / "ca.crt", ca.public_bytes(serialization.Encoding.PEM), PUBLIC),
-            _write(
-                folder / "server.pem", certificate.public_bytes(serialization.Encoding.PEM), PUBLIC
-            ),
-            _write(
-                folder / "server.key", private_bytes(server_key, serialization.PrivateFormat.PKCS8)
-            ),
-            tuple(folder / f"node-{n}" for n in range(num_nodes)),
-        )
+        _write(paths.ca, ca.public_bytes(Encoding.PEM), PUBLIC)
+        _write(paths.certificate, certificate.public_bytes(Encoding.PEM), PUBLIC)
+        _write(paths.key, _private_bytes(server_key, PrivateFormat.PKCS8), PRIVATE)
         for path in paths.node_keys:
             write_node_key(path)
-        return paths
     except OSError as error:
         raise FedlibError(f"credentials: expected a folder to write to, got: {error}") from error
+    return paths
 
 
 def write_node_key(path: Path) -> None:
     """Make a key pair for a node: the private half at ``path``, the public one at ``path.pub``."""
     key = new_key()
-    _write(path, private_bytes(key, serialization.PrivateFormat.OpenSSH))
-    public = key.public_key().public_bytes(
-        serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-    )
+    _write(path, _private_bytes(key, PrivateFormat.OpenSSH), PRIVATE)
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     _write(path.with_name(path.name + ".pub"), public, PUBLIC)
 
 
@@ -121,56 +112,36 @@ def sign(
     Source: the extensions that RFC 5280, section 4.2, asks of each; Python 3.13 insists on them.
     """
     now, is_ca = datetime.now(UTC), not hosts
+    public, ca_public = key.public_key(), ca_key.public_key()
     builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
+        x509.CertificateBuilder(_name(issuer), _name(subject), public, x509.random_serial_number())
         .not_valid_before(now - timedelta(minutes=5))  # clocks differ
         .not_valid_after(now + timedelta(days=VALID_DAYS))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_public), False)
+        .add_extension(
+            x509.KeyUsage(not is_ca, False, False, False, False, is_ca, is_ca, False, False), True
+        )  # a signature of its own; or of certificates and of lists of revoked ones
     )
-    public, ca_public = key.public_key(), ca_key.public_key()
-    extensions: list[tuple[x509.ExtensionType, bool]] = [
-        (x509.BasicConstraints(ca=is_ca, path_length=None), True),
-        (x509.SubjectKeyIdentifier.from_public_key(public), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_public), False),
-        (_key_usage(is_ca), True),
-    ]
     if hosts:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-        extensions += [(names, False), (purpose, False)]
-    for extension, critical in extensions:
-        builder = builder.add_extension(extension, critical)
+        builder = builder.add_extension(names, False).add_extension(purpose, False)
     return builder.sign(ca_key, hashes.SHA384())
 
 
-def private_bytes(key: ec.EllipticCurvePrivateKey, form: serialization.PrivateFormat) -> bytes:
-    """Return a private key as text, not encrypted: the file's mode protects it."""
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+def _private_bytes(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
+    return key.private_bytes(Encoding.PEM, form, NoEncryption())  # the file's mode protects it
 
 
-def _write(path: Path, content: bytes, mode: int = PRIVATE) -> Path:
+def _write(path: Path, content: bytes, mode: int) -> None:
     """Create a file with its mode from the start: at no time can others read it.
 
     Windows has no such modes: there, the folder's own rights decide.
     """
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
-    return path
-
-
-def _key_usage(is_ca: bool) -> x509.KeyUsage:
-    unused = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    return x509.KeyUsage(
-        digital_signature=not is_ca,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        encipher_only=False,
-        decipher_only=False,
-        **dict.fromkeys(unused, False),
-    )
 
 
 def _name(text: str) -> x509.Name:
@@ -184,7 +155,7 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _main(arguments: Sequence[str]) -> None:
+def _main() -> None:
     """Make a set of credentials, as told on the command line."""
     parser = argparse.ArgumentParser(prog="python -m fedlib.credentials", description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder, outside any repository")
@@ -192,7 +163,7 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--host", action="append", default=[], help="name or address of the SuperLink, repeatable"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     try:
         made = make_credentials(given.folder, given.nodes, [*given.host, *THIS_MACHINE])
     except FedlibError as error:
@@ -201,4 +172,4 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    _main()

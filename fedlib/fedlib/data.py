@@ -1,58 +1,67 @@
 """The data: decoded once, cached as arrays, partitioned by Flower Datasets, read by mapping.
 
 ``open_dataset`` reads a data set through ``FederatedDataset``, decodes the images once and leaves
-them as ``.npy`` files in a cache folder; ``load_partition`` and ``load_test`` only map those files,
-so a client process imports neither ``datasets`` nor an image library.
+them as ``.npy`` files in a cache folder: ``FEDLIB_CACHE_DIR``, or ``~/.cache/fedlib``.
+``load_partition`` and ``load_test`` only map those files. So ``datasets`` and ``flwr_datasets``,
+which take seconds, are imported inside the two functions that fill the cache.
 """
 
+import hashlib
 import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlib import prepare
-from fedlib.errors import DataError
+from fedlib.errors import DataError, one_line
 
-if TYPE_CHECKING:
-    from flwr_datasets import FederatedDataset
-
+FASHION_MNIST = "fashion-mnist"
+HUB_NAME = "zalando-datasets/fashion_mnist"
+HUB_TIMEOUT_S = 10.0
 VALIDATION_FRACTION = 0.2
+MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next one FederatedDataset's
+SHUFFLE_SEED = 42
+CACHE_VERSION = "2"  # of the files that _decode writes
+ADVICE = (
+    "where fedlib is installed (pip install ./fedlib), dataset='fashion-mnist' needs no download; "
+    "or set it to the absolute path of a folder of parquet files"
+)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels, and the constants that normalise them.
+    """Images with labels, and the constants that normalise them (see ``Dataset``)."""
 
-    Attributes:
-        images: uint8, (N, 28, 28), 0 is black.
-        labels: int64, (N,), 0 to 9.
-        mean: Mean of the data set's training pixels, on a scale from 0 to 1.
-        std: Their standard deviation.
-    """
-
-    images: Tensor
-    labels: Tensor
-    mean: float
-    std: float
+    images: Tensor  # uint8, (N, H, W) if grey, else (N, H, W, C); 0 is black
+    labels: Tensor  # int64, (N,), from 0
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map uint8 images (N, 28, 28) to float32 (N, 1, 28, 28), mean 0 and deviation 1.
+        """Map uint8 images to float32 (N, C, H, W), each channel with mean 0 and deviation 1.
 
         In memory the channel comes last, and PyTorch keeps it so from layer to layer: convolution
         and pooling then take all channels of a pixel at once. On a CPU, training takes a third less
-        time than with ``unsqueeze(1)``, evaluation half as much.
+        time than with the channel first, evaluation half as much.
         """
-        with_channel = images.unsqueeze(-1).movedim(-1, 1)
-        return (with_channel.float() / 255 - self.mean) / self.std
+        pixels = images.unsqueeze(-1) if images.ndim == 3 else images  # (N, H, W, C)
+        mean, std = (torch.tensor(x, device=images.device) for x in (self.mean, self.std))
+        return ((pixels.float() / 255 - mean) / std).movedim(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -65,24 +74,73 @@ class Partition:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set whose arrays lie in the cache.
+    """A data set whose arrays lie in the cache."""
 
-    Attributes:
-        name: ``fashion-mnist``, a name on the Hub, or a folder's absolute path.
-        folder: Where its arrays lie.
-        class_names: Names of the labels, in order.
-        mean: Mean of the training pixels, on a scale from 0 to 1 (Fashion-MNIST: 0.2860).
-        std: Their standard deviation (Fashion-MNIST: 0.3530).
+    name: str  # fashion-mnist, a name on the Hub, or a folder's absolute path
+    folder: Path  # where its arrays lie
+    class_names: tuple[str, ...]  # by label
+    shape: tuple[int, int, int]  # channels, height and width of an image
+    mean: tuple[float, ...]  # of the training pixels, one a channel (Fashion-MNIST: 0.2860)
+    std: tuple[float, ...]  # their standard deviation, from 0 to 1 likewise (0.3530)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from; as a text, its name and the place it is read from now."""
+
+    name: str  # as in Dataset
+    path: str  # what FederatedDataset takes: a folder's absolute path or a name on the Hub
+    cache_folder: Path  # where its arrays lie, or will; a folder whose files changed has another
+
+    def __str__(self) -> str:
+        if self.cache_folder.is_dir():
+            return f"{self.name}, from the cache"
+        if not Path(self.path).is_absolute():
+            return f"{self.name}, from the Hugging Face Hub"
+        return self.name if self.name == self.path else f"{self.name}, from {self.path}"
+
+
+def find_source(name: str) -> Source:
+    """Return where a data set comes from, without asking the network.
+
+    Raises:
+        DataError: It is neither fashion-mnist nor like a name on the Hub nor a folder of parquet
+            files.
     """
+    root = Path(os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib").expanduser()
+    root /= CACHE_VERSION
+    if name == FASHION_MNIST:
+        return Source(name, _included_copy() or HUB_NAME, root / name)
+    try:
+        folder = Path(name).expanduser().resolve()
+        files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+        state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except (OSError, RuntimeError):  # a name too long, a home of nobody
+        state = []
+    if state:
+        digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
+        return Source(str(folder), str(folder), root / f"folder-{digest}")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not folder.is_dir():
+        return Source(name, name, root / "hub" / name)
+    raise DataError(
+        f"dataset: expected {FASHION_MNIST}, another data set of the Hugging Face Hub (owner/name) "
+        f"or the absolute path of a folder with parquet files, got {name!r}, which is none"
+    )
 
-    name: str
-    folder: Path
-    class_names: tuple[str, ...]
-    mean: float
-    std: float
+
+@cache
+def _included_copy() -> str | None:
+    """Return the folder of parquet files in the installed fedlib.
+
+    Not always beside this module: ``flwr run`` sends a node the package's code without its data.
+    But whatever is installed, in whichever way, is on the path as well.
+    """
+    folders = (Path(entry, "fedlib", "fashion_mnist") for entry in sys.path)
+    return next((str(f.resolve()) for f in folders if any(f.glob("*.parquet"))), None)
 
 
-def open_dataset(name: str = prepare.FASHION_MNIST) -> Dataset:
+@lru_cache(maxsize=4)
+def open_dataset(name: str = FASHION_MNIST) -> Dataset:
     """Return a data set, decoding it into the cache first if it is not there.
 
     Args:
@@ -92,27 +150,12 @@ def open_dataset(name: str = prepare.FASHION_MNIST) -> Dataset:
     Raises:
         DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
     """
-    source = prepare.find_source(name)
-    prepare.build_once(source.cache_folder, lambda target: prepare.decode(source, target))
-    return _read_info(source.name, source.cache_folder)
-
-
-def federated_dataset(
-    name: str, num_partitions: int, alpha: float, seed: int
-) -> "FederatedDataset":
-    """Return the ``FederatedDataset`` itself, as the notebooks build it.
-
-    Args:
-        name: As ``open_dataset`` takes it.
-        num_partitions: How many nodes share the training set.
-        alpha: Concentration of the Dirichlet distribution.
-        seed: The partitioner's seed.
-
-    Raises:
-        DataError: The data set is unknown or out of reach.
-    """
-    partitioner = prepare.dirichlet_partitioner(num_partitions, alpha, seed)
-    return prepare.load_federated(prepare.find_source(name).path, partitioner)
+    source = find_source(name)
+    folder = source.cache_folder
+    _build_once(folder, lambda target: _decode(source, target))
+    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    keys = ("class_names", "shape", "mean", "std")
+    return Dataset(source.name, folder, *(tuple(info[key]) for key in keys))
 
 
 @lru_cache(maxsize=4)
@@ -142,36 +185,17 @@ def load_partition(
         device: Where the images and labels shall lie.
 
     Raises:
-        DataError: ``partition_id`` is out of range, the training set cannot be partitioned this
-            way, or the partition is too small to split.
-
-    Source: ``flwr_datasets.partitioner.DirichletPartitioner``, without self-balancing.
+        DataError: ``partition_id`` is out of range, or the labels cannot be partitioned this way.
     """
     if not 0 <= partition_id < num_partitions:
         raise DataError(
             f"partition {partition_id}: expected 0 to {num_partitions - 1} "
             f"(num-partitions is {num_partitions}); mend the node's config"
         )
-    indices = partition_indices(dataset, num_partitions, alpha, seed)[partition_id]
-    parts = split_indices(indices, partition_id)
+    indices = partition_indices(dataset, num_partitions, alpha, seed)[partition_id]  # shuffled
+    num_train = len(indices) - round(VALIDATION_FRACTION * len(indices))
+    parts = indices[:num_train], indices[num_train:]
     return Partition(*(_select(dataset, "train", part, device) for part in parts))
-
-
-def split_indices(
-    indices: NDArray[np.int64], partition_id: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split one partition's indices (shuffled by the partitioner) into training and validation.
-
-    Raises:
-        DataError: Fewer than two examples: one side would be empty.
-    """
-    num_validation = max(1, round(VALIDATION_FRACTION * len(indices)))
-    if len(indices) < 2:
-        raise DataError(
-            f"partition {partition_id}: expected at least 2 examples to split into training and "
-            f"validation, got {len(indices)}; use fewer nodes or a larger dirichlet-alpha"
-        )
-    return indices[:-num_validation], indices[-num_validation:]
 
 
 @lru_cache(maxsize=8)
@@ -181,43 +205,138 @@ def partition_indices(
     """Return each partition's positions in the training set, as Flower Datasets assigns them.
 
     Raises:
-        DataError: The training set cannot be partitioned this way.
+        DataError: The labels cannot be partitioned this way.
+
+    Source: ``flwr_datasets.partitioner.DirichletPartitioner``, without self-balancing.
     """
     folder = dataset.folder / f"partitions-{num_partitions}-alpha-{float(alpha)!r}-seed-{seed}"
-    prepare.build_once(
-        folder,
-        lambda target: prepare.partition(dataset.folder, num_partitions, alpha, seed, target),
-    )
-    indices, offsets = _load_array(folder, "indices"), _load_array(folder, "offsets")
+    _build_once(folder, lambda target: _partition(dataset, num_partitions, alpha, seed, target))
+    indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
     return tuple(np.split(indices, offsets[1:-1]))
-
-
-@lru_cache(maxsize=4)
-def _read_info(name: str, folder: Path) -> Dataset:
-    try:
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        return Dataset(name, folder, tuple(info["class_names"]), info["mean"], info["std"])
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _load_array(folder: Path, name: str, mmap_mode: Literal["r"] | None = None) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode=mmap_mode)
-        return array
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(
-        f"data cache {folder}: expected arrays and info.json, got {type(error).__name__}: {error}; "
-        f"delete the folder, and it is made again"
-    )
 
 
 def _select(dataset: Dataset, split: str, chosen: Any, device: str) -> Split:
     """Copy the chosen images and labels out of the mapped files."""
-    arrays = (_load_array(dataset.folder, f"{split}_{what}", "r") for what in ("images", "labels"))
-    images, labels = (torch.from_numpy(np.array(array[chosen])).to(device) for array in arrays)
+    files = (dataset.folder / f"{split}_{what}.npy" for what in ("images", "labels"))
+    arrays = (np.array(np.load(file, mmap_mode="r")[chosen]) for file in files)
+    images, labels = (torch.from_numpy(array).to(device) for array in arrays)
     return Split(images, labels, dataset.mean, dataset.std)
+
+
+def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Fill a cache folder, whole or not at all, however many processes ask at the same time."""
+    if folder.is_dir():
+        return
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if folder.is_dir():  # another process was faster
+                return
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            partial.mkdir()
+            try:
+                build(partial)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"data cache {folder}: expected a writable folder with 300 MB free, got: {error}; "
+            f"free some space or set FEDLIB_CACHE_DIR"
+        ) from error
+
+
+def _decode(source: Source, target: Path) -> None:
+    """Write the arrays of both splits, in FederatedDataset's (shuffled) order, and info.json."""
+    import datasets
+    import huggingface_hub
+    from flwr_datasets import FederatedDataset
+
+    datasets.disable_progress_bars()
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        if not Path(source.path).is_absolute() and not datasets.config.HF_HUB_OFFLINE:
+            # Once: where nobody answers, datasets asks for minutes.
+            huggingface_hub.HfApi().dataset_info(source.path, timeout=HUB_TIMEOUT_S)
+        federated = FederatedDataset(
+            dataset=source.path, partitioners={"train": 1}, seed=SHUFFLE_SEED
+        )
+        for split in ("train", "test"):
+            rows = federated.load_split(split)
+            image, label = (_column(rows, kind) for kind in ("Image", "ClassLabel"))
+            batches = (batch[image] for batch in rows.select_columns(image).iter(1_000))
+            arrays[f"{split}_images"] = images = np.concatenate(
+                [
+                    np.stack([np.asarray(picture, np.uint8) for picture in batch])
+                    for batch in batches
+                ]
+            )  # in batches: one by one, rows take half as long again
+            arrays[f"{split}_labels"] = labels = np.asarray(rows[label][:], np.int64)
+            class_names, shape = rows.features[label].names, images.shape[1:]
+            if len(shape) not in (2, 3) or shape != arrays["train_images"].shape[1:]:
+                raise ValueError(f"images of shape {shape} in split {split}")
+            if labels.min() < 0 or images.min() == images.max():
+                raise ValueError(f"unlabelled or empty images in split {split}")
+    except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
+        raise DataError(
+            f"dataset {source}: expected the splits train and test with a column of images, all of "
+            f"one size, and one of class labels, got {reason}; {ADVICE}"
+        ) from error
+    height, width, channels = (*shape, 1)[:3]
+    mean, std = _mean_and_std(arrays["train_images"].reshape(-1, height * width, channels))
+    info = {"class_names": class_names, "shape": [channels, height, width], "mean": mean}
+    (target / "info.json").write_text(json.dumps(info | {"std": std}), encoding="utf-8")
+    for name, array in arrays.items():
+        np.save(target / f"{name}.npy", array)
+
+
+def _column(rows: Any, kind: str) -> str:
+    """Return the name of the only column of a kind, such as Image."""
+    kinds = {name: type(feature).__name__ for name, feature in rows.features.items()}
+    names: list[str] = [name for name in kinds if kinds[name] == kind]
+    if len(names) != 1:
+        raise ValueError(f"the columns {kinds}, {len(names)} of them of the kind {kind}")
+    return names[0]
+
+
+def _mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and standard deviation, counted, on a scale from 0 to 1.
+
+    Args:
+        images: uint8, (N, pixels, C).
+    """
+    channels = [images[..., channel].ravel() for channel in range(images.shape[2])]
+    shares = np.array([np.bincount(c, minlength=256) for c in channels]) / channels[0].size
+    levels = np.arange(256) / 255
+    mean = shares @ levels
+    std = np.sqrt(shares @ levels**2 - mean**2)
+    return mean.round(4).tolist(), std.round(4).tolist()
+
+
+def _partition(
+    dataset: Dataset, num_partitions: int, alpha: float, seed: int, target: Path
+) -> None:
+    """Let Flower Datasets partition the labels, and write the positions that each node gets."""
+    import datasets
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    labels = np.load(dataset.folder / "train_labels.npy")
+    partitioner = DirichletPartitioner(
+        num_partitions, "label", alpha, MIN_PARTITION_SIZE, self_balancing=False, seed=seed
+    )
+    rows = {"label": labels, "position": np.arange(len(labels))}
+    partitioner.dataset = datasets.Dataset.from_dict(rows)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns at each new attempt; the last one raises
+            parts = [partitioner.load_partition(i)["position"] for i in range(num_partitions)]
+    except ValueError as error:
+        raise DataError(
+            f"dataset: expected the {len(labels)} training examples to fill {num_partitions} "
+            f"partitions with {MIN_PARTITION_SIZE} or more each at dirichlet-alpha {alpha:g}, "
+            f"which did not come about; use fewer nodes or a larger dirichlet-alpha"
+        ) from error
+    np.save(target / "indices.npy", np.concatenate([np.asarray(part, np.int64) for part in parts]))
+    np.save(target / "offsets.npy", np.cumsum([0, *(len(part) for part in parts)]))

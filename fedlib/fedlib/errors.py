@@ -1,23 +1,8 @@
-"""What fedlib raises, and why.
-
-    FedlibError             anything that a person can put right; its text is one clear line
-    ├── ConfigError         a run-config value outside its accepted range
-    ├── DataError           a dataset that cannot be found, read, partitioned or split
-    ├── ReplyError          a message whose content is not what was agreed
-    ├── RunDirectoryError   a run directory that cannot be written, read or resumed
-    └── TooLateError        a message that expires before it can be answered (client side)
-
-Every message says who, what was expected, what came, and what to do.
-"""
-
-
-def one_line(text: object) -> str:
-    """Return a text, usually somebody else's exception, with its line breaks made spaces."""
-    return " ".join(str(text).split())
+"""What fedlib raises. Every text is one line: who, what was expected, what came, what to do."""
 
 
 class FedlibError(Exception):
-    """Base of all errors that fedlib raises on purpose."""
+    """Something that a person can put right; the base of all errors that fedlib raises."""
 
 
 class ConfigError(FedlibError):
@@ -25,7 +10,7 @@ class ConfigError(FedlibError):
 
 
 class DataError(FedlibError):
-    """A dataset cannot be found, read, partitioned or split."""
+    """A data set cannot be found, read or partitioned."""
 
 
 class ReplyError(FedlibError):
@@ -38,3 +23,8 @@ class RunDirectoryError(FedlibError):
 
 class TooLateError(FedlibError):
     """A message has expired, or will have before it can be answered."""
+
+
+def one_line(text: object) -> str:
+    """Return a text, usually somebody else's exception, with its line breaks made spaces."""
+    return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""The course's model: a small CNN for 28x28 grey images of ten classes, 80,298 parameters.
+"""The course's model: a small CNN; with 28x28 grey images and ten classes, 80,298 parameters.
 
 It normalises with GroupNorm, not BatchNorm: BatchNorm's statistics come from the batches of one
 node's data, so nodes whose data differ disagree about them, and their mean fits nobody (Hsieh et
@@ -13,10 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedlib.errors import ReplyError
+from fedlib.data import Dataset
+from fedlib.errors import ConfigError, ReplyError
 
 State = Mapping[str, Tensor]
 """A model's parameters and buffers by name, as ``nn.Module.state_dict()`` gives them."""
+SMALLEST_IMAGE = 16
+
+
+def make_model(dataset: Dataset, generator: torch.Generator) -> nn.Module:
+    """Return a new model for a data set; server and nodes all ask here, so exchange it here.
+
+    Args:
+        dataset: Decides the images' shape and the number of classes.
+        generator: Where the initial weights are drawn from.
+
+    Raises:
+        ConfigError: The model cannot take images of this shape.
+    """
+    return CNN(generator, dataset.shape, len(dataset.class_names))
 
 
 class CNN(nn.Module):
@@ -24,27 +39,43 @@ class CNN(nn.Module):
 
     Args:
         generator: Where the initial weights are drawn from (uniform within 1/sqrt(fan-in), which
-            is PyTorch's own default); PyTorch's constructor would read the global generator.
+            is PyTorch's own default).
+        shape: Channels, height and width of an image.
+        num_classes: How many logits there are.
+
+    Raises:
+        ConfigError: The images are too small.
     """
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        generator: torch.Generator,
+        shape: tuple[int, int, int] = (1, 28, 28),
+        num_classes: int = 10,
+    ) -> None:
         super().__init__()
-        # On "meta" a layer has shapes only: nothing is drawn yet.
-        self.conv1 = nn.Conv2d(1, 16, kernel_size=5, device="meta")
-        self.norm1 = nn.GroupNorm(4, 16)  # ones and zeros
-        self.conv2 = nn.Conv2d(16, 32, kernel_size=5, device="meta")
-        self.norm2 = nn.GroupNorm(8, 32)
-        self.fc1 = nn.Linear(32 * 4 * 4, 128, device="meta")
-        self.fc2 = nn.Linear(128, 10, device="meta")
+        channels, *size = shape
+        if min(size) < SMALLEST_IMAGE:
+            raise ConfigError(
+                f"model: expected images of {SMALLEST_IMAGE}x{SMALLEST_IMAGE} pixels or more, got "
+                f"{size[0]}x{size[1]}; choose another dataset, or another model in fedlib/model.py"
+            )
+        height, width = (((length - 4) // 2 - 4) // 2 for length in size)
+        # The layers draw first weights from the global generator: afterwards it is as it was.
+        with torch.random.fork_rng(devices=[]):
+            self.conv1 = nn.Conv2d(channels, 16, kernel_size=5)
+            self.norm1 = nn.GroupNorm(4, 16)  # ones and zeros
+            self.conv2 = nn.Conv2d(16, 32, kernel_size=5)
+            self.norm2 = nn.GroupNorm(8, 32)
+            self.fc1 = nn.Linear(32 * height * width, 128)
+            self.fc2 = nn.Linear(128, num_classes)
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2):
             bound = layer.weight[0].numel() ** -0.5
-            for name, parameter in list(layer.named_parameters()):
-                # Not to_empty(), which imports sympy for half a second.
-                values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-                setattr(layer, name, nn.Parameter(values))
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (N, 1, 28, 28) to logits (N, 10)."""
+        """Map normalised images (N, C, H, W) to logits (N, classes); shapes below for 1x28x28."""
         x = self.norm1(F.relu(F.max_pool2d(self.conv1(x), 2)))  # (N, 16, 12, 12)
         x = self.norm2(F.relu(F.max_pool2d(self.conv2(x), 2)))  # (N, 32, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (N, 128)
@@ -67,33 +98,26 @@ def state_hash(state: State) -> str:
     return digest.hexdigest()
 
 
-def check_state(state: Mapping[str, Tensor], reference: State) -> None:
+def check_state(state: State, reference: State) -> None:
     """Check that a state can stand in for the reference.
 
     Raises:
         ReplyError: A name is missing or unknown, a shape or dtype differs, or a value is NaN or
             infinite; the text names the tensor, what was expected and what came.
     """
-    for problem, names in (
-        ("missing", reference.keys() - state.keys()),
-        ("unknown", state.keys() - reference.keys()),
-    ):
-        if names:
-            expected = f"expected the {len(reference)} names of the global model"
-            raise ReplyError(f"model state: {expected}, {problem}: {', '.join(sorted(names))}")
+    missing, unknown = reference.keys() - state.keys(), state.keys() - reference.keys()
+    if missing or unknown:
+        problem = f"missing {sorted(missing)}" if missing else f"unknown {sorted(unknown)}"
+        raise ReplyError(f"model state: expected the global model's names, got {problem}")
     for name, tensor in state.items():
-        wanted = reference[name]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise ReplyError(
-                f"model state: {name}: expected {_describe(wanted)}, got {_describe(tensor)}"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            num_bad = int((~torch.isfinite(tensor)).sum())
+        wanted, came = (
+            f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
+            for t in (reference[name], tensor)
+        )
+        if wanted != came:
+            raise ReplyError(f"model state: {name}: expected {wanted}, got {came}")
+        if num_bad := int((~torch.isfinite(tensor)).sum()):
             raise ReplyError(
                 f"model state: {name}: expected finite values, "
                 f"got {num_bad} of {tensor.numel()} NaN or infinite"
             )
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"

@@ -1,19 +1,30 @@
-"""The nodes as the server sees them: who is there, and what came back from a question."""
+"""The nodes as the server sees them: who is there, and what they answer."""
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlib import messages
 from fedlib.config import Config
 from fedlib.console import say
 from fedlib.errors import FedlibError, ReplyError, one_line
+from fedlib.messages import (
+    IDENTIFY,
+    QUERY,
+    REPLIES,
+    Identity,
+    TrainReply,
+    TrainRequest,
+    count_bytes,
+    decode,
+)
+from fedlib.model import State, check_state
 from fedlib.randomness import SERVER, Stream, numpy_generator
-from fedlib.results import Stage
+from fedlib.run_directory import Stage
 
 POLL_INTERVAL_S = 0.02
 POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
@@ -21,26 +32,17 @@ POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
 sides something, and who looks the moment a reply is announced finds it without its arrays."""
 IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
 REASON_LENGTH = 300
-_EXPIRED = (3, 4)
+EXPIRED = (3, 4)
 """Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE, which its public API lacks."""
-
-Accept = Callable[[int, RecordDict], None]
-"""Takes a node id and the content of its reply; raises ``ReplyError`` to refuse it."""
 
 
 @dataclass
-class Federation:
-    """The nodes behind a Grid.
+class Nodes:
+    """The nodes behind a Grid."""
 
-    Attributes:
-        grid: Flower's way to them.
-        partitions: Which partition a node holds, by node id; filled by ``roll_call``.
-        num_partitions: How many partitions there are, as the nodes say.
-    """
-
-    grid: Grid
-    partitions: dict[int, int] = field(default_factory=dict)
-    num_partitions: int = 0
+    grid: Grid  # Flower's way to them
+    partitions: dict[int, int] = field(default_factory=dict)  # which one a node holds, by its id
+    num_partitions: int = 0  # how many there are, as the nodes say
 
     def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
         """Ask nodes not seen before which partition they hold.
@@ -59,19 +61,18 @@ class Federation:
             FedlibError: No node is connected.
         """
         deadline = time.monotonic() + timeout_s
-        asked: set[int] = set()
-        problems: list[str] = []
+        asked, stage = set[int](), Stage()
         while True:
             online = set(self.grid.get_node_ids())
             new = online - self.partitions.keys() - asked
             asked |= new
             remaining = deadline - time.monotonic()
             if new and remaining > 0:
-                timeout = min(remaining, IDENTIFY_TIMEOUT_S)
-                stage = self.ask(messages.IDENTIFY, new, RecordDict(), timeout, self._register)
-                for problem in stage.problems:
+                known, limit_s = len(stage.problems), min(remaining, IDENTIFY_TIMEOUT_S)
+                for node_id, identity in self.ask(IDENTIFY, new, RecordDict(), stage, limit_s):
+                    self._register(node_id, identity, stage)
+                for problem in stage.problems[known:]:
                     say(f"⚠️ roll call: {problem}")
-                problems += stage.problems
             present = [node_id for node_id in self.partitions if node_id in online]
             complete = 0 < self.num_partitions <= len(online)  # all of them were asked by now
             if complete or remaining <= 0 or (present and not wait_for_all):
@@ -79,8 +80,8 @@ class Federation:
             time.sleep(POLL_INTERVAL_S)
         if not present:
             raise FedlibError(
-                f"no node answered within {timeout_s:g} s: start SuperNodes, or a simulation with "
-                f"num-supernodes above 0" + "".join(f" ({problem})" for problem in problems[:1])
+                "no node answered in time: start SuperNodes, or a simulation with "
+                "num-supernodes above 0" + "".join(f" ({p})" for p in stage.problems[:1])
             )
         return sorted(present, key=lambda node_id: (self.partitions[node_id], node_id))
 
@@ -89,28 +90,30 @@ class Federation:
         message_type: str,
         node_ids: Collection[int],
         content: RecordDict,
+        stage: Stage,
         timeout_s: float,
-        accept: Accept,
-        *,
-        late_is_normal: bool = False,
-    ) -> Stage:
-        """Send each node the same content and hand on every reply as it arrives.
+    ) -> Iterator[tuple[int, Any]]:
+        """Send each node the same content, and yield every usable reply as it arrives.
 
         Not ``grid.send_and_receive``, which holds all replies in memory before it returns them.
 
         Args:
-            message_type: ``train``, ``evaluate``, ``query`` or ``query.identify``.
+            message_type: ``train``, ``evaluate``, ``query``, ``query.identify``, or your own.
             node_ids: Who is asked.
             content: What to send; it is serialised once, not once a node.
+            stage: Counts what came of it. Its problems name the nodes whose replies were unusable
+                or missing; a QUERY may be missed without that.
             timeout_s: How long to wait, in seconds; also the messages' time-to-live.
-            accept: Takes each reply.
-            late_is_normal: Count replies that do not come in time, but do not name the nodes.
+
+        Yields:
+            A node's id and its reply, decoded and checked (``fedlib.messages.REPLIES`` says to
+            what; of a type of your own, the content). A model that comes back has the names,
+            shapes and dtypes of the one that was sent.
         """
-        stage = Stage(num_sent=len(node_ids))
-        start = time.monotonic()
-        num_bytes = messages.count_bytes(content)
-        silent = set(node_ids)
-        waiting: dict[str, int] = {}
+        start, num_bytes, kind = time.monotonic(), count_bytes(content), REPLIES.get(message_type)
+        sent = decode(TrainRequest, content).model if kind is TrainReply else None
+        silent, waiting = set(node_ids), dict[str, int]()
+        stage.num_sent += len(node_ids)
         for node_id in node_ids:
             message = Message(content, node_id, message_type, ttl=timeout_s)
             # One at a time: push_messages leaves out the ids of those that it could not send.
@@ -120,59 +123,46 @@ class Federation:
         deadline = time.monotonic() + timeout_s  # from now: pushing to many takes its time
         while waiting and time.monotonic() < deadline:
             replies = list(self.grid.pull_messages(list(waiting)))
-            for reply in replies:
-                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if asked is not None and self._take(reply, asked, accept, stage):
-                    silent.discard(asked)
+            for message in replies:
+                asked = waiting.pop(message.metadata.reply_to_message_id, None)
+                if asked is None or _is_note(message, asked):
+                    continue
+                silent.discard(asked)
+                try:
+                    reply = _read(message, kind, stage, sent)
+                except ReplyError as error:
+                    stage.num_errors += 1
+                    stage.problems.append(f"{self.name(asked)}: {_shortened(error)}")
+                    continue
+                stage.num_received += 1
+                yield asked, reply
             if waiting and not replies:
                 out_for = time.monotonic() - start
                 pause = min(max(POLL_INTERVAL_S, POLL_SHARE * out_for), MAX_POLL_INTERVAL_S)
                 time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-        stage.num_missing = len(silent)
-        if not late_is_normal:
-            stage.problems += [
-                f"{self.name(node_id)}: no reply within {timeout_s:g} s"
-                for node_id in node_ids
-                if node_id in silent
-            ]
-        stage.seconds = time.monotonic() - start
-        return stage
+        stage.num_missing += len(silent)
+        if message_type != QUERY:
+            late = [node_id for node_id in node_ids if node_id in silent]
+            stage.problems += [f"{self.name(n)}: no reply within {timeout_s:g} s" for n in late]
+        stage.seconds += time.monotonic() - start
 
     def name(self, node_id: int) -> str:
         """Return what to call a node in a line for people."""
         partition = self.partitions.get(node_id)
         return f"node {node_id}" + ("" if partition is None else f" (partition {partition})")
 
-    def _register(self, node_id: int, content: RecordDict) -> None:
-        identity = messages.decode_identity(content)
+    def _register(self, node_id: int, identity: Identity, stage: Stage) -> None:
         if self.partitions and identity.num_partitions != self.num_partitions:
-            raise ReplyError(
-                f"num-partitions: expected {self.num_partitions} as of the nodes before it, "
-                f"got {identity.num_partitions}; give all nodes the same"
+            stage.problems.append(
+                f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of the "
+                f"nodes before it, got {identity.num_partitions}; give all nodes the same"
             )
+            return
         holders = {n for n, p in self.partitions.items() if p == identity.partition_id}
         if holders and holders & set(self.grid.get_node_ids()):  # else it has come back
             say(f"⚠️ roll call: partition {identity.partition_id} is held by another node too.")
         self.partitions[node_id] = identity.partition_id
         self.num_partitions = identity.num_partitions
-
-    def _take(self, reply: Message, node_id: int, accept: Accept, stage: Stage) -> bool:
-        """Count a reply; False if it is the SuperLink's own note that none came in time."""
-        try:
-            if reply.has_error():
-                if reply.metadata.src_node_id != node_id and reply.error.code in _EXPIRED:
-                    return False
-                raise ReplyError(_cause(reply.error.reason))
-            stage.bytes_received += messages.count_bytes(reply.content)
-            accept(node_id, reply.content)
-            stage.num_received += 1
-        except ReplyError as error:
-            stage.num_errors += 1
-            reason = one_line(error)
-            if len(reason) > REASON_LENGTH:
-                reason = reason[:REASON_LENGTH] + " …"
-            stage.problems.append(f"{self.name(node_id)}: {reason}")
-        return True
 
 
 def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
@@ -183,9 +173,23 @@ def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]
     return [nodes[index] for index in chosen]
 
 
-def _cause(reason: str | None) -> str:
-    """Leave, of the two tracebacks in which Ray wraps a client's error, the error itself."""
-    own, found, _ = (reason or "").partition("\n\nThe above exception was the direct cause")
-    lines = own.splitlines()
-    last_frame = max((n for n, line in enumerate(lines) if line.startswith(" ")), default=-1)
-    return "\n".join(lines[last_frame + 1 :]) if found else own
+def _is_note(message: Message, asked: int) -> bool:
+    """Is this the SuperLink's own note that no reply came in time?"""
+    own = message.metadata.src_node_id != asked
+    return message.has_error() and own and message.error.code in EXPIRED
+
+
+def _read(message: Message, kind: Any, stage: Stage, sent: State | None) -> Any:
+    if message.has_error():
+        raise ReplyError(message.error.reason)
+    stage.bytes_received += count_bytes(message.content)
+    reply: Any = decode(kind, message.content) if kind else message.content
+    if sent is not None:
+        check_state(reply.model, sent)
+    return reply
+
+
+def _shortened(error: ReplyError) -> str:
+    """Return a reason as one line; of a long one the end, where tracebacks say what it was."""
+    reason = one_line(error)
+    return reason if len(reason) <= REASON_LENGTH else f"… {reason[-REASON_LENGTH:]}"

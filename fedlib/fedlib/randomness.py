@@ -6,12 +6,9 @@ runs them and the number of processes change nothing.
 """
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 SERVER = -1
 """The partition id under which the server draws: it holds no partition."""
@@ -26,23 +23,22 @@ class Stream(IntEnum):
     QUERY = 3
 
 
-def _entropy(seed: int, server_round: int, partition_id: int, stream: Stream) -> list[int]:
-    return [seed, server_round, partition_id + 1, int(stream)]  # all non-negative, as NumPy asks
-
-
 def numpy_generator(
     seed: int, server_round: int, partition_id: int, stream: Stream
 ) -> np.random.Generator:
     """Return NumPy's generator for one purpose, of one node, in one round (0: before round 1)."""
-    return np.random.default_rng(_entropy(seed, server_round, partition_id, stream))
+    return np.random.default_rng(_sequence(seed, server_round, partition_id, stream))
 
 
 def torch_generator(
     seed: int, server_round: int, partition_id: int, stream: Stream
-) -> "torch.Generator":
+) -> torch.Generator:
     """Return PyTorch's CPU generator for one purpose, of one node, in one round."""
-    import torch
+    state = _sequence(seed, server_round, partition_id, stream).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))  # which takes 63 bits
 
-    sequence = np.random.SeedSequence(_entropy(seed, server_round, partition_id, stream))
-    # 63 bits: manual_seed takes a signed 64-bit integer.
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+
+def _sequence(
+    seed: int, server_round: int, partition_id: int, stream: Stream
+) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, server_round, partition_id + 1, int(stream)])  # all >= 0

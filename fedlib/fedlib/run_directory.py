@@ -1,15 +1,13 @@
 """The run directory: everything a run leaves behind, each file written whole or not at all.
 
-    outputs/<date>/<time>/
-        run_config.json     the run config, as ``--run-config`` spells it
-        results.json        one record a round; every plot and every W&B log derives from it
-        checkpoints/        the global model, each time that it was the best so far
-        latest.pt           the last global model and its round: what ``resume-from`` starts with
-
-results.json, schema version 1: ``schema_version``, ``dataset``, ``num_partitions``, ``config``,
-``versions`` and ``rounds``, a list of ``Round`` records (see there).
+outputs/<date>/<time>/
+    run_config.json     the run config, as ``--run-config`` spells it
+    results.json        one record a round; every plot and every W&B log derives from it
+    checkpoints/        the global model, each time that it was the best so far
+    latest.pt           the last global model: what ``resume-from`` starts with
 """
 
+import itertools
 import json
 import math
 import os
@@ -25,76 +23,166 @@ from typing import Any
 import torch
 
 from fedlib.config import Config, absolute
+from fedlib.console import say
 from fedlib.errors import RunDirectoryError, one_line
-from fedlib.model import State
+from fedlib.model import State, check_state, state_hash
 
 SCHEMA_VERSION = 1
+MAY_CHANGE = {"output-dir", "resume-from", "use-wandb", "server-device", "dataset"}
+MAY_CHANGE |= {"query-timeout", "reply-timeout"}
+"""Keys that do not decide what a round computes (the data set's own name is compared instead)."""
 
 
 @dataclass
 class Stage:
-    """What a stage came to: ``num_sent = num_received + num_errors + num_missing``.
+    """What a stage came to: ``num_sent = num_received + num_errors + num_missing``."""
 
-    Attributes:
-        num_sent: Messages that the server meant to send.
-        num_received: Replies that came in time and were accepted.
-        num_errors: Replies that carried an error, or were refused.
-        num_missing: Messages without any reply in time.
-        bytes_sent: Size of the contents sent.
-        bytes_received: Size of the contents received, refused ones included.
-        seconds: From the first push to the last reply, or to the timeout.
-        problems: One line for each error, and for each reply missed where all should come.
-    """
-
-    num_sent: int = 0
-    num_received: int = 0
-    num_errors: int = 0
-    num_missing: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    num_sent: int = 0  # messages that the server meant to send
+    num_received: int = 0  # replies that came in time and were accepted
+    num_errors: int = 0  # replies that carried an error, or were refused
+    num_missing: int = 0  # messages without any reply in time
+    bytes_sent: int = 0  # of the contents
+    bytes_received: int = 0  # of the contents, refused ones included
+    seconds: float = 0.0  # from the first push to the last reply, or to the timeout
+    problems: list[str] = field(default_factory=list)  # a line an error, and a reply missed
 
 
 @dataclass
 class Round:
-    """One round in results.json; a value is null where there was nothing to measure.
+    """One round in results.json; a value is null where there was nothing to measure."""
 
-    Attributes:
-        server_round: The round, from 1.
-        learning_rate: The rate sent to the nodes.
-        train_loss: Mean training loss over all examples of all nodes (nats).
-        centralized_accuracy: Of the new global model on the test split, 0 to 1.
-        centralized_loss: Its mean cross-entropy there (nats).
-        federated_evaluate_accuracy: Mean over the nodes that evaluated, each counting once.
-        federated_evaluate_accuracy_std: Standard deviation (of the population) over the nodes.
-        federated_evaluate_loss: Likewise the mean loss (nats).
-        federated_evaluate_loss_std: Likewise its standard deviation.
-        num_opted_in: Nodes that answered QUERY with yes in time.
-        train: Counts, bytes and seconds of the TRAIN stage (see ``Stage``).
-        query: Likewise of the QUERY stage.
-        evaluate: Likewise of the EVALUATE stage.
-        centralized_seconds: Seconds of the central evaluation, which overlaps ``query``.
-        seconds: Seconds of the whole round.
-        model_sha256: ``state_hash`` of the new global model.
-    """
-
-    server_round: int
-    learning_rate: float
-    train_loss: float | None = None
-    centralized_accuracy: float | None = None
-    centralized_loss: float | None = None
-    federated_evaluate_accuracy: float | None = None
-    federated_evaluate_accuracy_std: float | None = None
-    federated_evaluate_loss: float | None = None
-    federated_evaluate_loss_std: float | None = None
-    num_opted_in: int = 0
+    server_round: int  # from 1
+    learning_rate: float  # as sent to the nodes
+    train_loss: float | None = None  # mean over all examples of all nodes (nats)
+    centralized_accuracy: float | None = None  # of the new model on the test split, 0 to 1
+    centralized_loss: float | None = None  # its mean cross-entropy there (nats)
+    federated_evaluate_accuracy: float | None = None  # mean over the nodes, each counting once
+    federated_evaluate_accuracy_std: float | None = None  # of the population of these nodes
+    federated_evaluate_loss: float | None = None  # likewise (nats)
+    federated_evaluate_loss_std: float | None = None  # likewise
+    num_opted_in: int = 0  # nodes that answered QUERY with yes in time
     train: Stage = field(default_factory=Stage)
     query: Stage = field(default_factory=Stage)
     evaluate: Stage = field(default_factory=Stage)
-    centralized_seconds: float = 0.0
-    seconds: float = 0.0
-    model_sha256: str = ""
+    centralized_seconds: float = 0.0  # of the central evaluation, which overlaps the QUERY
+    seconds: float = 0.0  # of the whole round
+    model_sha256: str = ""  # state_hash of the new global model
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What latest.pt holds: the global model after the last finished round."""
+
+    server_round: int
+    model: State
+    memory: State = field(default_factory=dict)  # of the server's step (see aggregation)
+
+
+@dataclass
+class RunDirectory:
+    """A run's directory. A file that cannot be written does not end the training: that is said,
+    and tried again with the next file. ``close`` raises what is still missing.
+    """  # noqa: D205
+
+    path: Path  # absolute
+    results: dict[str, Any]  # what results.json holds; save_round appends to its "rounds"
+    latest: Latest | None = None  # where a stopped run goes on; None for a new one
+    _unwritten: dict[str, Callable[[], None]] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls, config: Config, dataset: str, num_partitions: int, reference: State
+    ) -> "RunDirectory":
+        """Make a new directory ``<output-dir>/<date>/<time>``, or open the one to go on in.
+
+        Args:
+            config: The run's config; ``resume_from`` decides.
+            dataset: The data set's name.
+            num_partitions: How many nodes share it.
+            reference: A model state of the right names, shapes and dtypes.
+
+        Raises:
+            RunDirectoryError: It cannot be written; or of a stopped run, a file is missing or
+                damaged, or config, data set or nodes are others. Its files are left as they are.
+        """
+        about = {"dataset": dataset, "num_partitions": num_partitions}
+        about["config"] = config.to_run_config()
+        if config.resume_from:
+            directory = _stopped_run(absolute(config.resume_from), reference)
+            directory._expect_same(about)
+            directory.results["config"] = about["config"]
+        else:
+            rest = {"versions": _versions(), "rounds": []}
+            results = {"schema_version": SCHEMA_VERSION, **about, **rest}
+            directory = cls(_new_folder(absolute(config.output_dir)), results)
+        write_json(directory.path / "run_config.json", about["config"])
+        write_json(directory.path / "results.json", directory.results)
+        return directory
+
+    @property
+    def best_accuracy(self) -> float:
+        """Best central accuracy so far; -1 before the first."""
+        known = [r["centralized_accuracy"] for r in self.results["rounds"]]
+        return max((accuracy for accuracy in known if accuracy is not None), default=-1.0)
+
+    def save_round(self, record: Round, model: State, memory: State | None = None) -> None:
+        """Write a finished round, then its model: a crash between the two loses nothing."""
+        self.results["rounds"].append(asdict(record))
+        latest = Latest(record.server_round, dict(model), dict(memory or {}))
+
+        def write() -> None:
+            write_json(self.path / "results.json", self.results)
+            write_atomically(self.path / "latest.pt", lambda f: torch.save(vars(latest), f))
+
+        self._attempt("round", write)
+
+    def save_checkpoint(self, server_round: int, accuracy: float, model: State) -> None:
+        """Write the model of a round, named for its central accuracy."""
+        name = f"round-{server_round:03d}-accuracy-{accuracy:.4f}.pt"
+        file, state = self.path / "checkpoints" / name, dict(model)
+        self._attempt("best", lambda: write_atomically(file, lambda f: torch.save(state, f)))
+
+    def close(self) -> None:
+        """Write what could not be written before.
+
+        Raises:
+            RunDirectoryError: It still cannot be.
+        """
+        for write in self._unwritten.values():
+            write()
+
+    def _attempt(self, what: str, write: Callable[[], None]) -> None:
+        """Write; where that fails, say so and remember it, in place of an older one of its kind."""
+        self._unwritten[what] = write
+        for name, pending in list(self._unwritten.items()):
+            try:
+                pending()
+                del self._unwritten[name]
+            except RunDirectoryError as error:
+                say(f"⚠️ {error}")
+
+    def _expect_same(self, about: dict[str, Any]) -> None:
+        free = set(MAY_CHANGE)
+        if about["config"]["learning-rate-schedule"] != "cosine":  # which alone looks at the length
+            free.add("num-server-rounds")
+        before, after = ({**of, **of["config"]} for of in (self.results, about))
+        before = Config().to_run_config() | before  # a key younger than the run had its default
+        names = {*about["config"]} - free | {"num_partitions"}
+        pairs = {name: (before[name], after[name]) for name in sorted(names)}
+        pairs["data set"] = self.results["dataset"], about["dataset"]
+        changed = [f"{k}: it had {a!r}, now {b!r}" for k, (a, b) in pairs.items() if a != b]
+        if changed:
+            raise RunDirectoryError(
+                f"resume-from {self.path}: expected the stopped run's config, got a change "
+                f"({'; '.join(changed)}); set the old values, or start anew without resume-from"
+            )
+
+
+def load_results(run_directory: Path | str) -> dict[str, Any]:
+    """Return what a run directory's results.json holds."""
+    text = (Path(run_directory) / "results.json").read_text(encoding="utf-8")
+    results: dict[str, Any] = json.loads(text)
+    return results
 
 
 def finite(value: float) -> float | None:
@@ -112,87 +200,10 @@ def mean_and_std(values: Iterable[float]) -> tuple[float | None, float | None]:
     return mean, math.sqrt(variance)
 
 
-@dataclass
-class RunDirectory:
-    """A run's directory and what it holds.
-
-    Attributes:
-        path: The directory, absolute.
-        results: What results.json holds; ``save_round`` appends to ``results["rounds"]``.
-    """
-
-    path: Path
-    results: dict[str, Any]
-
-    @classmethod
-    def create(cls, config: Config) -> "RunDirectory":
-        """Make a new directory ``<output-dir>/<date>/<time>``.
-
-        Raises:
-            RunDirectoryError: It cannot be written.
-        """
-        now = datetime.now()
-        parent = absolute(config.output_dir) / f"{now:%Y-%m-%d}"
-        directory = cls(_new_folder(parent, f"{now:%H-%M-%S}"), {})
-        directory.set_config(config)
-        return directory
-
-    def set_config(self, config: Config) -> None:
-        """Write run_config.json, and put the same into results.json when it is written next.
-
-        Raises:
-            RunDirectoryError: The directory cannot be written (any more).
-        """
-        self.results["config"] = config.to_run_config()
-        self._write_json("run_config.json", self.results["config"])
-
-    def describe(self, dataset: str, num_partitions: int) -> None:
-        """Write the first results.json: what the run is about, and no round yet.
-
-        Raises:
-            RunDirectoryError: The directory cannot be written (any more).
-        """
-        self.results = {
-            "schema_version": SCHEMA_VERSION,
-            "dataset": dataset,
-            "num_partitions": num_partitions,
-            "config": self.results["config"],
-            "versions": _versions(),
-            "rounds": [],
-        }
-        self._write_json("results.json", self.results)
-
-    @property
-    def best_accuracy(self) -> float:
-        """Best central accuracy so far; -1 before the first."""
-        known = [r["centralized_accuracy"] for r in self.results["rounds"]]
-        return max((accuracy for accuracy in known if accuracy is not None), default=-1.0)
-
-    def save_round(self, record: Round, state: State) -> None:
-        """Write a finished round, then its model: a crash between the two loses nothing.
-
-        Raises:
-            RunDirectoryError: The directory cannot be written (any more). What it held before
-                is still there, and the next call writes this round too.
-        """
-        self.results["rounds"].append(asdict(record))
-        self._write_json("results.json", self.results)
-        latest = {"server_round": record.server_round, "model": dict(state)}
-        write_atomically(self.path / "latest.pt", lambda path: torch.save(latest, path))
-
-    def save_checkpoint(self, server_round: int, accuracy: float, state: State) -> None:
-        """Write the model of a round, named for its central accuracy.
-
-        Raises:
-            RunDirectoryError: The directory cannot be written (any more).
-        """
-        name = f"round-{server_round:03d}-accuracy-{accuracy:.4f}.pt"
-        target = self.path / "checkpoints" / name
-        write_atomically(target, lambda path: torch.save(dict(state), path))
-
-    def _write_json(self, name: str, content: Any) -> None:
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-        write_atomically(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+def write_json(target: Path, content: Any) -> None:
+    """Write a JSON file as ``write_atomically`` does."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    write_atomically(target, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
@@ -213,9 +224,8 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, target)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = one_line(error)
         raise RunDirectoryError(
-            f"{target}: expected a writable folder with free space, got: {reason}; "
+            f"{target}: expected a writable folder with free space, got: {one_line(error)}; "
             f"choose another one with output-dir"
         ) from error
     finally:
@@ -223,21 +233,21 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _new_folder(parent: Path, name: str) -> Path:
-    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            folder = parent / (name + suffix)
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            if not parent.is_dir():
-                break
-        except OSError as error:
-            raise RunDirectoryError(
-                f"output-dir {parent}: expected a folder that can be written, got: {error}"
-            ) from error
-    raise RunDirectoryError(f"output-dir {parent}: expected a folder with room for a new run")
+def _new_folder(output_dir: Path) -> Path:
+    now = datetime.now()
+    day = output_dir / f"{now:%Y-%m-%d}"
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = day / (f"{now:%H-%M-%S}" + (f"-{number}" if number > 1 else ""))
+            with suppress(FileExistsError):  # another run of the same second
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise RunDirectoryError(
+            f"output-dir {output_dir}: expected a folder that can be written, got: {error}"
+        ) from error
+    raise AssertionError("itertools.count has no end")
 
 
 def _versions() -> dict[str, str]:
@@ -246,3 +256,25 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):  # flwr run needs no installed fedlib
             versions[name] = version(name)
     return versions
+
+
+def _stopped_run(path: Path, reference: State) -> RunDirectory:
+    """Read a run that was stopped; rounds after its last saved model are dropped."""
+    try:
+        results = load_results(path)
+        if results["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {results['schema_version']}")
+        latest = Latest(**torch.load(path / "latest.pt", weights_only=True, map_location="cpu"))
+        check_state(latest.model, reference)
+        rounds = results["rounds"][: latest.server_round]
+        last = Round(**rounds[-1])
+        if (last.server_round, last.model_sha256) != (len(rounds), state_hash(latest.model)):
+            raise ValueError(f"the model of another round than {last.server_round}")
+        _ = results["config"].items(), results["dataset"], results["num_partitions"]
+        return RunDirectory(path, {**results, "rounds": rounds}, latest)
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
+        raise RunDirectoryError(
+            f"resume-from {path}: expected results.json and latest.pt of a stopped run, got "
+            f"{reason}; they are left as they are: restore them, or start anew without resume-from"
+        ) from error

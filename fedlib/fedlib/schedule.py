@@ -20,20 +20,16 @@ def learning_rate(
     step_size: int = 5,
     final_fraction: float = 0.1,
 ) -> float:
-    """Return the learning rate of one round.
+    """Return the learning rate of one round, counted from 1.
 
     Args:
-        server_round: The round, counted from 1.
+        server_round: The round.
         num_server_rounds: Rounds in the whole run; only ``cosine`` looks at it.
         initial: The rate of round 1.
         schedule: One of ``SCHEDULES``.
-        decay: Factor per ``step_size`` rounds: at once for ``step``, spread evenly for
-            ``exponential``.
+        decay: Factor per ``step_size`` rounds: at once (``step``) or evenly (``exponential``).
         step_size: Rounds between two steps.
         final_fraction: Share of ``initial`` that ``cosine`` ends with in the last round.
-
-    Raises:
-        ValueError: ``schedule`` is not one of ``SCHEDULES``.
 
     Source: the cosine is Loshchilov & Hutter, "SGDR", arXiv:1608.03983, eq. 5, without restarts.
     """
@@ -45,7 +41,6 @@ def learning_rate(
     if schedule == "exponential":
         return initial * math.pow(decay, elapsed / step_size)
     if schedule == "cosine":
-        progress = elapsed / max(1, num_server_rounds - 1)
-        cosine = (1 + math.cos(math.pi * progress)) / 2
+        cosine = (1 + math.cos(math.pi * elapsed / max(1, num_server_rounds - 1))) / 2
         return initial * (final_fraction + (1 - final_fraction) * cosine)
     raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")

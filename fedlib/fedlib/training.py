@@ -7,30 +7,16 @@ until somebody prints it, so that means of means never happen.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
 
 from fedlib.data import Split
 from fedlib.errors import ConfigError
 
 PADDING = 4
 """Black pixels added on each side before the random crop."""
-
-PLAIN: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "dampening": 0.0,
-    "nesterov": False,
-    "maximize": False,
-}
-"""SGD's other options, as ``torch.optim.SGD`` sets them by default."""
-
-UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
-"""A parameter that plays no part in the loss has the gradient 0, and stays as it is."""
-
 EVALUATION_BATCH_SIZE = 200
 """Large enough to keep the cores busy, small enough for the activations to stay in the cache."""
 
@@ -70,49 +56,44 @@ def train(
     learning_rate: float,
     momentum: float,
     generator: torch.Generator,
+    augmentation: bool = True,
     device: str = "cpu",
 ) -> Weighted:
-    """Train the model in place by SGD with momentum, on augmented images.
-
-    Momentum starts here and ends here: it never outlives the weights it was made for. The steps
-    are those of ``torch.optim.SGD``, whose constructor imports PyTorch's compiler: a second, which
-    in a deployment every TRAIN message would pay.
+    """Train the model in place, on ``device``, by SGD with a momentum that starts and ends here.
 
     Args:
-        model: The model; it ends on ``device``.
+        model: The model.
         split: The images and labels to train on, at least one.
         epochs: Passes over the split.
         batch_size: Examples a step; the last batch of an epoch may be smaller.
         learning_rate: SGD's step size.
         momentum: SGD's momentum.
         generator: CPU generator for the order of the examples and the augmentation.
+        augmentation: Crop and flip the images at random (see ``augment``)?
         device: Where to compute.
 
     Returns:
-        The training loss, summed over every example of every epoch, as seen during training.
+        The training loss (nats) over every example of every epoch, as seen during training.
     """
     model.to(device).train()
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    momenta: list[Tensor | None] = [None] * len(parameters)
-    losses: list[Tensor] = []  # of the batches; read at the end, so that a GPU need not wait
-    sizes: list[int] = []
-    num_examples = len(split)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
+    losses, sizes = list[Tensor](), list[int]()
     for _ in range(epochs):
-        order = torch.randperm(num_examples, generator=generator).to(split.images.device)
-        images = split.normalize(augment(split.images[order], generator)).to(device)
-        labels = split.labels[order].to(device)
-        for start in range(0, num_examples, batch_size):
+        order = torch.randperm(len(split), generator=generator).to(split.images.device)
+        images, labels = split.images[order], split.labels[order].to(device)
+        if augmentation:
+            images = augment(images, generator)
+        images = split.normalize(images).to(device)
+        for start in range(0, len(split), batch_size):
             batch = slice(start, start + batch_size)
+            optimizer.zero_grad()
             loss = F.cross_entropy(model(images[batch]), labels[batch])
-            gradients = list(torch.autograd.grad(loss, parameters, **UNUSED))
-            with torch.no_grad():
-                sgd(parameters, gradients, momenta, lr=learning_rate, momentum=momentum, **PLAIN)
-            losses.append(loss.detach())
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.detach())  # read at the end, so that a GPU need not wait
             sizes.append(len(labels[batch]))
-    loss_sum = 0.0
-    for batch_loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True):
-        loss_sum += batch_loss * size
-    return Weighted(loss_sum, num_examples * epochs)
+    pairs = zip(torch.stack(losses).tolist(), sizes, strict=True)
+    return Weighted(sum(loss * size for loss, size in pairs), len(split) * epochs)
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,7 +103,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     come out on every device.
 
     Args:
-        images: uint8 images, (N, H, W), black (0) outside the object.
+        images: uint8 images, (N, H, W) or (N, H, W, C).
         generator: CPU generator: two offsets and one coin an image.
     """
     offsets = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
@@ -136,29 +117,24 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     Equal to torchvision's ``pad``, ``crop`` and ``hflip`` on every image, as one gather.
 
     Args:
-        images: uint8 images, (N, H, W).
+        images: uint8 images, (N, H, W) or (N, H, W, C).
         offsets: int64 top and left corners in the padded image, (N, 2), 0 to 2 * PADDING.
         flips: bool, (N,): mirror left and right?
     """
-    (num_images, height, width), device = images.shape, images.device
-    padded = F.pad(images, (PADDING,) * 4)  # (N, H + 8, W + 8)
-    columns = torch.arange(width, device=device).expand(num_images, width)
+    num_images, height, width = images.shape[:3]
+    channels = (0, 0) * (images.ndim - 3)
+    padded = F.pad(images, (*channels, *(PADDING,) * 4))  # (N, H + 8, W + 8) or with C
+    columns = torch.arange(width, device=images.device).expand(num_images, width)
     columns = torch.where(flips[:, None], columns.flip(1), columns)
-    rows = offsets[:, :1] + torch.arange(height, device=device)  # (N, H)
     columns = offsets[:, 1:] + columns  # (N, W)
-    which = torch.arange(num_images, device=device)
+    rows = offsets[:, :1] + torch.arange(height, device=images.device)  # (N, H)
+    which = torch.arange(num_images, device=images.device)
     return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
-    """Evaluate the model on a split: losses are summed example by example, divided once.
-
-    Args:
-        model: The model; it ends on ``device``, in ``eval()`` mode.
-        split: The images and labels to evaluate on.
-        device: Where to compute.
-    """
+    """Evaluate the model, on ``device``: losses are summed example by example, divided once."""
     model.to(device).eval()
     loss_sum, num_correct = 0.0, 0
     for start in range(0, len(split), EVALUATION_BATCH_SIZE):
@@ -187,25 +163,19 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def pick_device() -> str:
-    """Return ``cuda`` where this process has been given a GPU, else ``cpu``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(name: str) -> str:
-    """Return the device to compute on: the one named, or for ``auto`` the best that is there.
+def pick_device(name: str = "auto") -> str:
+    """Return the device named; for ``auto``, ``cuda`` if this process has a GPU, else ``cpu``.
 
     Raises:
         ConfigError: It is not a device, or not there.
     """
     if name == "auto":
-        return pick_device()
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise ConfigError(
             f"run config: server-device: expected auto or a device of this machine "
-            f"(cpu, cuda:0, mps), got {name!r}: {reason}"
+            f"(cpu, cuda:0, mps), got {name!r}: {str(error).splitlines()[0]}"
         ) from error
     return name
