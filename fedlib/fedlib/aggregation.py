@@ -13,6 +13,7 @@ So the sum is kept in two float64 tensors, the second holding what rounding cut 
 import torch
 from torch import Tensor
 
+from fedlib.config import Config
 from fedlib.errors import ReplyError
 from fedlib.model import State, check_state
 
@@ -65,13 +66,14 @@ class FedAvg:
         return mean
 
 
-def server_step(model: State, mean: State, memory: State) -> tuple[State, State]:
+def server_step(config: Config, model: State, mean: State, memory: State) -> tuple[State, State]:
     """Make the next global model out of the mean of the nodes' models: the seam of the round.
 
     FedAvg takes the mean as it is and remembers nothing. A server with momentum, say, remembers its
     velocity. (Reddi et al., arXiv:2003.00295, algorithm 1, call this step ServerOpt.)
 
     Args:
+        config: The run's config, with settings of your own.
         model: The global model that the nodes started from.
         mean: The mean of what they made of it.
         memory: What this function remembered in the last round; nothing before the first.

@@ -37,6 +37,7 @@ OPT_IN_PROBABILITY = 0.5
 REFUSED = 100
 """Code of the ``Error`` that carries a line of ours (Flower's own end below 100)."""
 HERE = str(Path(__file__).parent)
+LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")
 TRACE = "FEDLIB_TRACE"
 """Environment variable: a file to which every answered message adds when it was what."""
 
@@ -106,7 +107,8 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
         return Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        *_, own = (f for f in frames if HERE in f.filename or "site-packages" not in f.filename)
+        foreign = [any(part in f.filename for part in LIBRARIES) for f in frames]
+        *_, own = (f for f, no in zip(frames, foreign, strict=True) if HERE in f.filename or not no)
         where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}"
         reason = one_line(f"{type(error).__name__}: {error} ({where})")
         return Message(Error(REFUSED, reason), reply_to=message)

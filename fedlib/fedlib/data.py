@@ -139,7 +139,6 @@ def _included_copy() -> str | None:
     return next((str(f.resolve()) for f in folders if any(f.glob("*.parquet"))), None)
 
 
-@lru_cache(maxsize=4)
 def open_dataset(name: str = FASHION_MNIST) -> Dataset:
     """Return a data set, decoding it into the cache first if it is not there.
 
@@ -150,7 +149,11 @@ def open_dataset(name: str = FASHION_MNIST) -> Dataset:
     Raises:
         DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
     """
-    source = find_source(name)
+    return _open(find_source(name))
+
+
+@lru_cache(maxsize=4)
+def _open(source: Source) -> Dataset:
     folder = source.cache_folder
     _build_once(folder, lambda target: _decode(source, target))
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))

@@ -147,7 +147,7 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
 
     # 3. ... and the server makes the next global model of the mean; it is evaluated meanwhile.
     if fedavg.num_states:
-        model = GlobalModel(*server_step(model.state, fedavg.result(), model.memory))
+        model = GlobalModel(*server_step(config, model.state, fedavg.result(), model.memory))
     with ThreadPoolExecutor(max_workers=1) as pool:
         central = pool.submit(evaluate_centrally, server, model.state, record)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from flwr.simulation import run_simulation
 
 from fedlib.console import say
 from fedlib.errors import FedlibError, one_line
@@ -38,7 +37,9 @@ def simulate(
     Raises:
         FedlibError: Ray did not start, the second time either.
     """
-    import ray  # only here: a deployed node has no use for it
+    # Only here: a deployed node has no use for them, and the second shows every deprecation.
+    import ray
+    from flwr.simulation import run_simulation
 
     options = {"include_dashboard": False, **backend.get("init_args", {})}
     path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
