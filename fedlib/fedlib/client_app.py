@@ -107,8 +107,7 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
         return Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        foreign = [any(part in f.filename for part in LIBRARIES) for f in frames]
-        *_, own = (f for f, no in zip(frames, foreign, strict=True) if HERE in f.filename or not no)
+        *_, own = (frame for frame in frames if _is_own(frame.filename))
         where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}"
         reason = one_line(f"{type(error).__name__}: {error} ({where})")
         return Message(Error(REFUSED, reason), reply_to=message)
@@ -190,6 +189,10 @@ def seconds_left(message: Message) -> float:
     The sender's clock made the time stamp: between machines, their clocks must agree.
     """
     return message.metadata.created_at + message.metadata.ttl - time.time()
+
+
+def _is_own(filename: str) -> bool:
+    return HERE in filename or not any(part in filename for part in LIBRARIES)
 
 
 def _trace(message: Message, node: Node, began: float, startup_s: float) -> None:

@@ -268,31 +268,35 @@ def _decode(source: Source, target: Path) -> None:
         for split in ("train", "test"):
             rows = federated.load_split(split)
             image, label = (_column(rows, kind) for kind in ("Image", "ClassLabel"))
-            batches = (batch[image] for batch in rows.select_columns(image).iter(1_000))
-            arrays[f"{split}_images"] = images = np.concatenate(
-                [
-                    np.stack([np.asarray(picture, np.uint8) for picture in batch])
-                    for batch in batches
-                ]
-            )  # in batches: one by one, rows take half as long again
-            arrays[f"{split}_labels"] = labels = np.asarray(rows[label][:], np.int64)
+            batches = rows.select_columns(image).iter(1_000)  # one by one takes half as long again
+            images = np.concatenate([_pixels(batch[image]) for batch in batches])
+            labels = np.asarray(rows[label][:], np.int64)
             class_names, shape = rows.features[label].names, images.shape[1:]
-            if len(shape) not in (2, 3) or shape != arrays["train_images"].shape[1:]:
+            arrays |= {f"{split}_images": images, f"{split}_labels": labels}
+            if shape != arrays["train_images"].shape[1:]:
                 raise ValueError(f"images of shape {shape} in split {split}")
-            if labels.min() < 0 or images.min() == images.max():
-                raise ValueError(f"unlabelled or empty images in split {split}")
+            if not 0 <= labels.min() <= labels.max() < len(class_names):
+                raise ValueError(f"rows without a label, or of an unknown class, in split {split}")
+        height, width, channels = (*shape, 1)[:3]
+        mean, std = _mean_and_std(arrays["train_images"].reshape(-1, height * width, channels))
+        if min(std) == 0:
+            raise ValueError("a channel that is the same in all pixels")
     except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise DataError(
             f"dataset {source}: expected the splits train and test with a column of images, all of "
             f"one size, and one of class labels, got {reason}; {ADVICE}"
         ) from error
-    height, width, channels = (*shape, 1)[:3]
-    mean, std = _mean_and_std(arrays["train_images"].reshape(-1, height * width, channels))
     info = {"class_names": class_names, "shape": [channels, height, width], "mean": mean}
     (target / "info.json").write_text(json.dumps(info | {"std": std}), encoding="utf-8")
     for name, array in arrays.items():
         np.save(target / f"{name}.npy", array)
+
+
+def _pixels(pictures: list[Any]) -> NDArray[np.uint8]:
+    if others := {picture.mode for picture in pictures} - {"L", "RGB"}:
+        raise ValueError(f"images of mode {', '.join(others)}, neither grey (L) nor RGB")
+    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def _column(rows: Any, kind: str) -> str:

@@ -267,9 +267,11 @@ def _stopped_run(path: Path, reference: State) -> RunDirectory:
         latest = Latest(**torch.load(path / "latest.pt", weights_only=True, map_location="cpu"))
         check_state(latest.model, reference)
         rounds = results["rounds"][: latest.server_round]
-        last = Round(**rounds[-1])
-        if (last.server_round, last.model_sha256) != (len(rounds), state_hash(latest.model)):
-            raise ValueError(f"the model of another round than {last.server_round}")
+        records = [Round(**record) for record in rounds]
+        if [record.server_round for record in records] != [*range(1, latest.server_round + 1)]:
+            raise ValueError(f"a model of round {latest.server_round} and {len(rounds)} rounds")
+        if records[-1].model_sha256 != state_hash(latest.model):
+            raise ValueError(f"the model of another round than {latest.server_round}")
         _ = results["config"].items(), results["dataset"], results["num_partitions"]
         return RunDirectory(path, {**results, "rounds": rounds}, latest)
     except Exception as error:  # torch.load raises whatever its unpickler meets
