@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from refresh import MARK, environment, left_running
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="notebooks-")

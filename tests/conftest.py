@@ -1,6 +1,8 @@
 """What all tests share: a cache of their own, no network, and a small data set."""
 
+import atexit
 import os
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 # Set before anything imports datasets or wandb, and inherited by every process a test starts.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="fedlib-tests-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 os.environ["FEDLIB_CACHE_DIR"] = str(_SCRATCH / "cache")
 os.environ["HF_HOME"] = str(_SCRATCH / "huggingface")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,22 +21,13 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 for name in ("WANDB_API_KEY", "WANDB_MODE"):
     os.environ.pop(name, None)
 
-from fedlib.config import Config  # noqa: E402
-from fedlib.data import Dataset, open_dataset  # noqa: E402
-from fedlib.notebook import write_small_copy  # noqa: E402
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-
-
-def pytest_sessionfinish() -> None:
-    import shutil
-
-    shutil.rmtree(_SCRATCH, ignore_errors=True)
+from course import write_small_copy  # noqa: E402
+from fedlib import Config, Dataset, open_dataset  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _our_warnings_are_errors() -> None:
-    warnings.filterwarnings("error", module=r"fedlib(\..*)?$")
+    warnings.filterwarnings("error", module=r"(fedlib|course)(\..*)?$")
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +35,14 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the Hub's parquet layout: 1,200 training and 200 test images."""
     folder = tmp_path_factory.mktemp("small")
     write_small_copy(folder, num_train=1_200, num_test=200)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 training and 40 test images: enough where nothing needs to be learnt."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_small_copy(folder, num_train=120, num_test=40)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The credentials: OpenSSL and ssh-keygen, where they are there, read what Python wrote."""
+"""The credentials: OpenSSL and ssh-keygen's format read what Python wrote."""
 
 import os
 import shutil
@@ -8,44 +8,45 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_ssh_private_key,
     load_ssh_public_key,
 )
 
-from fedlib.credentials import Credentials, _main, make_credentials, write_node_key
-from fedlib.errors import FedlibError
+from fedlib import Credentials, FedlibError, credentials, make_credentials
+from fedlib.credentials import write_node_key
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Credentials:
-    return make_credentials(tmp_path / "new" / "credentials", 2, ["superlink", "127.0.0.1"])
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    folder = tmp_path_factory.mktemp("new") / "deep" / "credentials"
+    return make_credentials(folder, 2, ["superlink", "127.0.0.1"])
 
 
 def certificate(path: Path) -> x509.Certificate:
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def test_the_authority_signed_the_certificate_and_itself(made: Credentials) -> None:
+def hosts(path: Path) -> set[str]:
+    names = certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return {str(name.value) for name in names.value}
+
+
+def test_the_authority_signed_itself_and_the_certificate_of_this_key_and_these_hosts(
+    made: Credentials,
+) -> None:
     ca, server = certificate(made.ca), certificate(made.certificate)
-    server.verify_directly_issued_by(ca)
-    ca.verify_directly_issued_by(ca)
-    assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    assert not server.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    for signed, is_ca in ((ca, True), (server, False)):
+        signed.verify_directly_issued_by(ca)
+        constraints = signed.extensions.get_extension_for_class(x509.BasicConstraints)
+        assert constraints.value.ca == is_ca
     assert server.not_valid_before_utc < datetime.now(UTC) < server.not_valid_after_utc
-
-
-def test_the_certificate_is_for_these_hosts_and_this_key(made: Credentials) -> None:
-    names = certificate(made.certificate).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
-    assert names.value.get_values_for_type(x509.DNSName) == ["superlink"]
-    assert [str(ip) for ip in names.value.get_values_for_type(x509.IPAddress)] == ["127.0.0.1"]
+    assert hosts(made.certificate) == {"superlink", "127.0.0.1"}
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made.certificate, made.key)  # raises if the key is another's
 
@@ -58,17 +59,18 @@ def test_openssl_agrees(made: Credentials) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_nodes_key_pair_belongs_together_and_each_node_has_its_own(made: Credentials) -> None:
-    points = set()
+def test_each_node_has_a_key_pair_of_its_own_and_the_authoritys_key_is_nowhere(
+    made: Credentials,
+) -> None:
+    private = [path for path in made.folder.iterdir() if b"PRIVATE KEY" in path.read_bytes()]
+    assert sorted(private) == sorted([made.key, *made.node_keys])
+    keys: list[Any] = [load_pem_private_key(made.key.read_bytes(), None).public_key()]
     for path in made.node_keys:
-        private = load_ssh_private_key(path.read_bytes(), None)
-        public = load_ssh_public_key(path.with_name(path.name + ".pub").read_bytes())
-        assert isinstance(private, ec.EllipticCurvePrivateKey)
-        assert isinstance(public, ec.EllipticCurvePublicKey)
-        assert private.curve.name == "secp384r1"
-        assert private.public_key().public_numbers() == public.public_numbers()
-        points.add(public.public_numbers().x)
-    assert len(points) == 2
+        keys.append(load_ssh_private_key(path.read_bytes(), None).public_key())
+        assert keys[-1] == load_ssh_public_key(path.with_name(path.name + ".pub").read_bytes())
+        assert keys[-1].curve.name == "secp384r1"
+    keys.append(certificate(made.ca).public_key())
+    assert len({key.public_numbers() for key in keys}) == 1 + 2 + 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no such modes")
@@ -85,49 +87,28 @@ def test_private_files_are_for_their_owner_only_whatever_the_umask(tmp_path: Pat
     assert modes == {"ca.crt": 0o644, "server.pem": 0o644, "node-0.pub": 0o644} | private
 
 
-def test_the_authoritys_own_key_is_nowhere(made: Credentials) -> None:
-    authority = certificate(made.ca).public_key()
-    private = [path for path in made.folder.iterdir() if b"PRIVATE KEY" in path.read_bytes()]
-    assert sorted(private) == sorted([made.key, *made.node_keys])
-    keys = [load_ssh_private_key(path.read_bytes(), None) for path in made.node_keys]
-    keys.append(load_pem_private_key(made.key.read_bytes(), None))
-    assert authority not in [key.public_key() for key in keys]
-
-
-def test_nothing_is_overwritten(made: Credentials) -> None:
+def test_nothing_is_overwritten_and_a_folder_that_cannot_be_is_one_line(made: Credentials) -> None:
     before = made.key.read_bytes()
     with pytest.raises(FedlibError, match=r"expected an empty folder, got .* choose another"):
         make_credentials(made.folder, 2)
     with pytest.raises(FileExistsError):
         write_node_key(made.node_keys[0])
     assert made.key.read_bytes() == before
-
-
-def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(FedlibError, match="credentials: expected a folder to write to, got: "):
-        make_credentials(tmp_path / "file" / "credentials", 1)
+        make_credentials(made.key / "credentials", 1)
 
 
 def test_the_program_makes_them_for_this_machine_and_other_hosts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "credentials"
-    _main([str(folder), "--nodes", "3", "--host", "superlink", "--host", "10.0.0.7"])
-    assert "3 node keys" in capsys.readouterr().out
-    names = certificate(folder / "server.pem").extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
-    assert names.value.get_values_for_type(x509.DNSName) == ["superlink", "localhost"]
-    assert "10.0.0.7" in map(str, names.value.get_values_for_type(x509.IPAddress))
-    with pytest.raises(SystemExit, match="expected an empty folder"):
-        _main([str(folder)])
-
-
-def test_the_program_says_a_mistake_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    command = [sys.executable, "-m", "fedlib.credentials", str(tmp_path / "full")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1 and "expected an empty folder" in done.stderr
+    arguments = [str(folder), "--nodes", "3", "--host", "superlink", "--host", "10.0.0.7"]
+    command = [sys.executable, "-m", "fedlib.credentials", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert "3 node keys" in done.stdout
+    this_machine = {"localhost", "127.0.0.1", "::1"}
+    assert hosts(folder / "server.pem") == {"superlink", "10.0.0.7"} | this_machine
+    monkeypatch.setattr(sys, "argv", command[2:])
+    with pytest.raises(SystemExit, match=r"^credentials: expected an empty folder"):
+        credentials._main()

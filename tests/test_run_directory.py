@@ -1,10 +1,15 @@
-"""The run directory: what is in it, and that it is whole at every moment."""
+"""The run directory: whole at every moment, and what is refused when a run shall go on."""
 
-import dataclasses
 import hashlib
 import json
 import math
+import pickle
 import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,319 +17,345 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
-from apps import Recording
-from fedlib import messages
-from fedlib import results as results_module
-from fedlib.client_app import make_client_app
-from fedlib.config import Config
-from fedlib.errors import RunDirectoryError
-from fedlib.local_grid import LocalGrid
-from fedlib.model import CNN, state_hash
-from fedlib.results import (
+from apps import OTHER, make_config, read_rounds
+from fedlib import (
+    Config,
     Round,
     RunDirectory,
-    finite,
+    RunDirectoryError,
+    Stage,
+    load_results,
     mean_and_std,
-    write_atomically,
+    run_directory,
+    state_hash,
 )
-from fedlib.server_app import run
+from fedlib.config import kebab
+from fedlib.run_directory import finite, write_atomically
 
-NUM_NODES = 5
-
-
-@dataclasses.dataclass
-class Finished:
-    """A run that ended: where, what every node answered, and the last model."""
-
-    config: Config
-    path: Path
-    results: dict[str, Any]
-    replies: list[Message]
-    sha256: str
+README = Path(__file__).parents[1] / "fedlib" / "README.md"
+STATE = {"weight": torch.ones(200, 3), "bias": torch.zeros(3)}
 
 
-@pytest.fixture(scope="module")
-def finished(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    config = Config(
-        num_server_rounds=3,
-        fraction_clients_train=0.5,
-        dataset=str(small_folder),
-        query_max_delay=0.0,
-        use_wandb=False,
-        output_dir=str(tmp_path_factory.mktemp("finished")),
-    )
-    app = Recording(make_client_app(config))
-    model = run(LocalGrid(app, NUM_NODES), config)
-    [path] = Path(config.output_dir).glob("*/*")
-    results = json.loads((path / "results.json").read_text(encoding="utf-8"))
-    return Finished(config, path, results, app.replies, state_hash(model))
+def state_of(server_round: int) -> dict[str, torch.Tensor]:
+    return {name: tensor + server_round for name, tensor in STATE.items()}
 
 
-def test_the_directory_is_named_for_date_and_time(finished: Finished) -> None:
-    datetime.strptime(f"{finished.path.parent.name} {finished.path.name}", "%Y-%m-%d %H-%M-%S")
+def save(directory: RunDirectory, server_round: int, accuracy: float | None = 0.5) -> None:
+    state = state_of(server_round)
+    record = Round(server_round, 0.1, centralized_accuracy=accuracy, model_sha256=state_hash(state))
+    directory.save_round(record, state, {"velocity": state["bias"]})
 
 
-def test_the_directory_holds_what_is_documented_and_nothing_else(finished: Finished) -> None:
-    names = {file.name for file in finished.path.iterdir()}
-    assert names == {"run_config.json", "results.json", "latest.pt", "checkpoints"}
+def reopen(config: Config, dataset: str = "any", num_partitions: int = 4) -> RunDirectory:
+    return RunDirectory.open(config, dataset, num_partitions, STATE)
 
 
-def test_results_hold_the_documented_keys(finished: Finished) -> None:
-    results, documented = finished.results, results_module.__doc__ or ""
-    named = set(re.findall(r"``([a-z_]+)``", documented.split("results.json, schema")[1]))
-    assert set(results) == named
-    assert results["schema_version"] == 1
-    assert results["dataset"] == finished.config.dataset
-    assert results["num_partitions"] == NUM_NODES
-    assert results["config"] == finished.config.to_run_config()
-    assert {"python", "fedlib", "flwr", "torch"} <= set(results["versions"])
-    assert [record["server_round"] for record in results["rounds"]] == [1, 2, 3]
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return make_config(Path("any"), tmp_path / "outputs", learning_rate_schedule="cosine")
 
 
-def test_every_field_of_a_round_is_there_and_has_its_type(finished: Finished) -> None:
-    numbers = {
-        "learning_rate",
-        "train_loss",
-        "centralized_accuracy",
-        "centralized_loss",
-        "federated_evaluate_accuracy",
-        "federated_evaluate_accuracy_std",
-        "federated_evaluate_loss",
-        "federated_evaluate_loss_std",
-        "centralized_seconds",
-        "seconds",
-    }
-    counts = {"server_round", "num_opted_in"}
-    stages = {"train", "query", "evaluate"}
-    for record in finished.results["rounds"]:
-        assert set(record) == numbers | counts | stages | {"model_sha256"}
-        assert all(type(record[name]) is float for name in numbers)
-        assert all(type(record[name]) is int for name in counts)
-        assert re.fullmatch("[0-9a-f]{64}", record["model_sha256"])
-        for name in stages:
-            for key, value in record[name].items():
-                assert type(value) is {"seconds": float, "problems": list}.get(key, int)
-    documented = Round.__doc__ or ""
-    for field in dataclasses.fields(Round):
-        assert f"{field.name}:" in documented
+@pytest.fixture
+def stopped(config: Config, tmp_path: Path) -> Config:
+    """The config that goes on with a run that stopped after round 2."""
+    directory = reopen(config)
+    for server_round in (1, 2):
+        save(directory, server_round)
+    path = directory.path.rename(tmp_path / "stopped")
+    shutil.rmtree(config.output_dir)
+    return replace(config, resume_from=str(path))
 
 
-def test_counts_bytes_and_seconds_add_up(finished: Finished) -> None:
-    model = messages.encode_model(CNN(torch.Generator()).state_dict())
-    for record in finished.results["rounds"]:
-        for name in ("train", "query", "evaluate"):
-            stage = record[name]
-            answered = stage["num_received"] + stage["num_errors"] + stage["num_missing"]
-            assert stage["num_sent"] == answered
-            assert stage["seconds"] > 0 or stage["num_sent"] == 0
-        assert record["train"]["num_sent"] == round(0.5 * NUM_NODES)
-        assert record["query"]["num_sent"] == NUM_NODES
-        assert record["evaluate"]["num_sent"] == record["num_opted_in"]
-        for name, sent, received in (("train", True, True), ("evaluate", True, False)):
-            stage = record[name]
-            assert (stage["bytes_sent"] > model.count_bytes() * stage["num_sent"]) is (
-                sent and stage["num_sent"] > 0
-            )
-            assert (stage["bytes_received"] > model.count_bytes()) is received
-        assert 0 < record["query"]["bytes_sent"] < 100 * NUM_NODES
-        parts = sum(record[name]["seconds"] for name in ("train", "query", "evaluate"))
-        assert 0 < parts <= record["seconds"]
-        assert 0 < record["centralized_seconds"] <= record["seconds"]
+# --- a new run ---------------------------------------------------------------------------------
 
 
-def test_bytes_received_is_the_sum_over_the_replies(finished: Finished) -> None:
-    for name in ("train", "query", "evaluate"):
-        total = sum(
-            messages.count_bytes(reply.content)
-            for reply in finished.replies
-            if reply.metadata.message_type == name
-        )
-        assert sum(r[name]["bytes_received"] for r in finished.results["rounds"]) == total
-
-
-def test_federated_numbers_equal_those_computed_by_hand(finished: Finished) -> None:
-    evaluations = [
-        dict(reply.content["metrics"])
-        for reply in finished.replies
-        if reply.metadata.message_type == "evaluate"
-    ]
-    losses = [
-        dict(reply.content["metrics"])
-        for reply in finished.replies
-        if reply.metadata.message_type == "train"
-    ]
-    for record in finished.results["rounds"]:
-        count = record["evaluate"]["num_received"]
-        mine, evaluations = evaluations[:count], evaluations[count:]
-        assert count > 0
-        accuracies = [float(m["num-correct"] / m["num-examples"]) for m in mine]
-        means = [float(m["loss-sum"] / m["num-examples"]) for m in mine]
-        for prefix, values in (("accuracy", accuracies), ("loss", means)):
-            key = f"federated_evaluate_{prefix}"
-            assert record[key] == pytest.approx(np.mean(values), rel=1e-12)
-            assert record[f"{key}_std"] == pytest.approx(np.std(values), rel=1e-9, abs=1e-12)
-        count = record["train"]["num_received"]
-        mine, losses = losses[:count], losses[count:]
-        total = sum(float(m["loss-sum"]) for m in mine)
-        weight = sum(int(m["loss-weight"]) for m in mine)
-        assert record["train_loss"] == pytest.approx(total / weight, rel=1e-12)
-    assert not evaluations and not losses
-
-
-def test_latest_is_the_last_rounds_model(finished: Finished) -> None:
-    latest = torch.load(finished.path / "latest.pt", weights_only=True)
-    assert latest["server_round"] == 3
-    last = finished.results["rounds"][-1]["model_sha256"]
-    assert state_hash(latest["model"]) == last == finished.sha256
-
-
-def test_a_checkpoint_is_written_only_for_a_new_best(finished: Finished) -> None:
-    best, expected = -1.0, {}
-    for record in finished.results["rounds"]:
-        accuracy = record["centralized_accuracy"]
-        if accuracy > best:
-            best = accuracy
-            name = f"round-{record['server_round']:03d}-accuracy-{accuracy:.4f}.pt"
-            expected[name] = record["model_sha256"]
-    files = sorted((finished.path / "checkpoints").iterdir())
-    assert {
-        file.name: state_hash(torch.load(file, weights_only=True)) for file in files
-    } == expected
-
-
-def test_an_equal_accuracy_is_no_new_best(small_config: Config) -> None:
-    """All nodes fail: the model stays, and with it the accuracy."""
-    config = dataclasses.replace(small_config, num_server_rounds=3)
-    app = make_client_app(config)
-
-    class Useless(ClientApp):
-        def __call__(self, message: Message, context: Context) -> Message:
-            if message.metadata.message_type == "train":
-                raise ValueError("broken")
-            return app(message, context)
-
-    run(LocalGrid(Useless(), 2), config)
-    [folder] = Path(config.output_dir).glob("*/*/checkpoints")
-    assert [file.name[:9] for file in folder.iterdir()] == ["round-001"]
-
-
-def test_run_config_reads_back_as_the_same_config(finished: Finished) -> None:
-    text = (finished.path / "run_config.json").read_text(encoding="utf-8")
-    assert Config.from_run_config(json.loads(text)) == finished.config
-
-
-def test_two_runs_in_the_same_second_get_two_directories(
-    small_config: Config, monkeypatch: pytest.MonkeyPatch
+def test_a_new_directory_is_named_for_date_and_time_and_never_shared(
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stopped(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> "Stopped":
             return cls(2030, 1, 2, 3, 4, 5)
 
-    monkeypatch.setattr(results_module, "datetime", Stopped)
-    paths = [RunDirectory.create(small_config).path for _ in range(3)]
-    root = Path(small_config.output_dir) / "2030-01-02"
-    assert paths == [root / "03-04-05", root / "03-04-05-2", root / "03-04-05-3"]
-    assert all((path / "run_config.json").is_file() for path in paths)
+    monkeypatch.setattr(run_directory, "datetime", Stopped)
+    names = [str(reopen(config).path.relative_to(config.output_dir)) for _ in range(3)]
+    assert names == [f"2030-01-02/03-04-05{end}" for end in ("", "-2", "-3")]
+
+
+def test_it_holds_what_is_documented(config: Config) -> None:
+    directory = reopen(config)
+    assert load_results(directory.path)["rounds"] == []
+    assert directory.best_accuracy == -1
+    for server_round, accuracy in enumerate((0.4, None, 0.7, 0.6), 1):
+        save(directory, server_round, accuracy)
+    assert directory.best_accuracy == 0.7
+    directory.save_checkpoint(3, 0.7, state_of(3))
+    directory.close()
+    names = {path.name for path in directory.path.iterdir()}
+    assert names == {"run_config.json", "results.json", "latest.pt", "checkpoints"}
+    assert all(name in (run_directory.__doc__ or "") for name in names)
+
+    given = json.loads((directory.path / "run_config.json").read_text(encoding="utf-8"))
+    assert Config.from_run_config(given) == config
+    results = load_results(directory.path)
+    assert results["schema_version"] == 1
+    assert (results["dataset"], results["num_partitions"]) == ("any", 4)
+    assert results["config"] == config.to_run_config()
+    assert {"python", "fedlib", "flwr", "torch"} <= set(results["versions"])
+    section = README.read_text(encoding="utf-8").split("## results.json")[1].split("```")[1]
+    assert set(results) == set(re.findall(r"^(\w+)", section, re.MULTILINE)) - {"text"}
+    for field in (*fields(Round), *fields(Stage)):
+        name = re.sub("^.*_(loss|accuracy_std|loss_std)$", r"_\1", field.name)
+        assert re.search(rf"{name}\b", section), field.name
+
+    latest = torch.load(directory.path / "latest.pt", weights_only=True)
+    assert latest["server_round"] == 4
+    assert state_hash(latest["model"]) == results["rounds"][-1]["model_sha256"]
+    [checkpoint] = (directory.path / "checkpoints").iterdir()
+    assert checkpoint.name == "round-003-accuracy-0.7000.pt"
+    assert state_hash(torch.load(checkpoint, weights_only=True)) == state_hash(state_of(3))
+
+
+def test_results_never_hold_a_number_that_json_does_not_know(config: Config) -> None:
+    directory = reopen(config)
+    with pytest.raises(ValueError, match="JSON"):
+        directory.save_round(Round(1, math.nan), {})
+    assert read_rounds(directory.path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 50])
+def test_mean_and_std_equal_numpys_and_do_not_depend_on_the_order(size: int) -> None:
+    values = np.random.default_rng(size).lognormal(0, 5, size).tolist()
+    found = mean_and_std(values)
+    assert found == mean_and_std(np.random.default_rng(1).permutation(values).tolist())
+    expected = (np.mean(values), np.std(values)) if size else (None, None)
+    assert found == (pytest.approx(expected, rel=1e-9) if size else expected)
+
+
+def test_what_is_not_finite_becomes_null() -> None:
+    assert [finite(v) for v in (1.5, math.nan, math.inf, -math.inf)] == [1.5, None, None, None]
+
+
+# --- a file is written whole or not at all -----------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("enforce failed\n at x")])
 def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
-    target = tmp_path / "file.txt"
-
     def half(path: Path) -> None:
         path.write_text("ne", encoding="utf-8")
         raise error
 
+    target = tmp_path / "new folder" / "file.txt"
     write_atomically(target, lambda path: path.write_text("old", encoding="utf-8"))
     with pytest.raises(RunDirectoryError, match="expected a writable folder") as caught:
         write_atomically(target, half)
-    assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value) and str(target) in str(caught.value)
     assert target.read_text(encoding="utf-8") == "old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    """Whoever opened the old file goes on reading the old file."""
-    target = tmp_path / "sub" / "file.txt"
-    write_atomically(target, lambda path: path.write_text("old", encoding="utf-8"))
-    with target.open(encoding="utf-8") as reader:
+    with target.open(encoding="utf-8") as reader:  # who has the old file open, keeps it
         write_atomically(target, lambda path: path.write_text("new", encoding="utf-8"))
         assert reader.read() == "old"
     assert target.read_text(encoding="utf-8") == "new"
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_file_in_the_place_of_a_folder_is_a_run_directory_error(small_config: Config) -> None:
-    directory = RunDirectory.create(small_config)
-    (directory.path / "checkpoints").write_text("in the way", encoding="utf-8")
-    with pytest.raises(RunDirectoryError, match="checkpoints"):
-        directory.save_checkpoint(1, 0.5, CNN(torch.Generator()).state_dict())
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 1,000 bytes."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_results_never_hold_a_number_that_json_does_not_know(small_config: Config) -> None:
-    directory = RunDirectory.create(small_config)
-    directory.describe("fashion-mnist", 1)
-    before = (directory.path / "results.json").read_bytes()
-    with pytest.raises(ValueError, match="JSON"):
-        directory.save_round(Round(1, math.nan), {})
-    assert (directory.path / "results.json").read_bytes() == before
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_full_disk_is_said_and_tried_again_and_an_error_at_the_end(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = reopen(config)
+    save(directory, 1)
+    assert "⚠️" not in capsys.readouterr().out
+    with full_disk():
+        save(directory, 2)
+        directory.save_checkpoint(2, 0.5, state_of(2))
+        log = capsys.readouterr().out
+        assert "results.json: expected a writable folder with free space" in log
+        assert "accuracy-0.5000.pt: expected a writable folder" in log
+        with pytest.raises(RunDirectoryError, match="free space"):
+            directory.close()
+        assert [record["server_round"] for record in read_rounds(directory.path)] == [1]
+        assert not list(directory.path.rglob("*.partial"))
+    save(directory, 3)  # there is space again: nothing is lost
+    directory.close()
+    assert [record["server_round"] for record in read_rounds(directory.path)] == [1, 2, 3]
+    assert torch.load(directory.path / "latest.pt", weights_only=True)["server_round"] == 3
+    assert [file.name[:9] for file in directory.path.glob("checkpoints/*")] == ["round-002"]
 
 
-def test_before_the_first_round_the_results_are_there_and_empty(small_config: Config) -> None:
-    directory = RunDirectory.create(small_config)
-    directory.describe("fashion-mnist", 7)
-    results = json.loads((directory.path / "results.json").read_text(encoding="utf-8"))
-    assert results["rounds"] == []
-    assert (results["dataset"], results["num_partitions"]) == ("fashion-mnist", 7)
-    assert directory.best_accuracy == -1
+# --- going on ----------------------------------------------------------------------------------
 
 
-def test_best_accuracy_passes_over_rounds_without_one(small_config: Config) -> None:
-    directory = RunDirectory.create(small_config)
-    directory.describe("fashion-mnist", 1)
-    for number, accuracy in enumerate((0.4, None, 0.7, 0.6), 1):
-        directory.save_round(Round(number, 0.1, centralized_accuracy=accuracy), {})
-    assert directory.best_accuracy == 0.7
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"use_wandb": True},
+        {"output_dir": "elsewhere"},
+        {"server_device": "cuda:0"},
+        {"query_timeout": 7.0, "reply_timeout": 8.0},
+        {"dataset": "another/path"},  # what it came to is compared instead
+    ],
+)
+def test_what_does_not_decide_the_rounds_may_change(
+    stopped: Config, changes: dict[str, Any]
+) -> None:
+    path = Path(stopped.resume_from)
+    before = load_results(path)
+    directory = reopen(replace(stopped, **changes))
+    assert directory.path == path and directory.latest is not None
+    assert directory.latest.server_round == 2
+    assert state_hash(directory.latest.model) == state_hash(state_of(2))
+    assert torch.equal(directory.latest.memory["velocity"], state_of(2)["bias"])
+    config = replace(stopped, **changes).to_run_config()
+    assert load_results(path) == before | {"config": config}
+    assert json.loads((path / "run_config.json").read_text(encoding="utf-8")) == config
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 50])
-def test_mean_and_std_equal_numpys(size: int) -> None:
-    values = np.random.default_rng(size).normal(3, 2, size)
-    mean, std = mean_and_std(values.tolist())
-    assert mean == pytest.approx(np.mean(values), rel=1e-12)
-    assert std == pytest.approx(np.std(values), rel=1e-12, abs=1e-15)
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a file of a stopped run: ``change`` gets its content, and returns another or None."""
+    if path.suffix == ".pt":
+        content = torch.load(path, weights_only=True)
+        other = change(content)
+        torch.save(content if other is None else other, path)
+    else:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        other = change(content)
+        text = other if isinstance(other, str) else json.dumps(content if other is None else other)
+        path.write_text(text, encoding="utf-8")
 
 
-def test_mean_and_std_do_not_depend_on_the_order() -> None:
-    values = np.random.default_rng(1).lognormal(0, 5, 200).tolist()
-    shuffled = np.random.default_rng(2).permutation(values).tolist()
-    assert mean_and_std(values) == mean_and_std(shuffled)
+def test_a_run_of_an_older_fedlib_can_go_on(stopped: Config) -> None:
+    path = Path(stopped.resume_from)
+    rewrite(path / "results.json", lambda results: results["config"].pop("augmentation") and None)
+    rewrite(path / "latest.pt", lambda latest: latest.pop("memory") and None)
+    directory = reopen(stopped)
+    assert directory.latest is not None and directory.latest.memory == {}
+    rewrite(path / "results.json", lambda results: results["config"].pop("augmentation") and None)
+    expect_refused(replace(stopped, augmentation=False), "augmentation: it had True, now False")
 
 
-def test_mean_and_std_of_nothing_are_nothing() -> None:
-    assert mean_and_std([]) == (None, None)
+def test_a_round_that_results_are_ahead_by_is_dropped(stopped: Config) -> None:
+    path = Path(stopped.resume_from)
+    ahead = asdict(Round(3, 0.1, centralized_accuracy=0.99))
+    rewrite(path / "results.json", lambda results: results["rounds"].append(ahead))
+    directory = reopen(stopped)
+    assert [record["server_round"] for record in read_rounds(path)] == [1, 2]
+    assert directory.best_accuracy == 0.5
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_becomes_null(value: float) -> None:
-    assert finite(value) is None
-    assert finite(1.5) == 1.5
+def expect_refused(config: Config, *words: str, **about: Any) -> None:
+    """It is refused in one line, and not a byte changes."""
+
+    def digests() -> dict[Path, str]:
+        files = [file for file in path.rglob("*") if file.is_file()]
+        return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+    path = Path(config.resume_from)
+    before = digests()
+    with pytest.raises(RunDirectoryError) as caught:
+        reopen(config, **about)
+    for word in (str(path), *words):
+        assert word in str(caught.value), str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert digests() == before
+    assert not Path(config.output_dir).exists()
 
 
-def test_the_same_run_gives_the_same_bytes_apart_from_times(finished: Finished) -> None:
-    """A second run of the same config: everything but times and paths is equal."""
-    config = dataclasses.replace(finished.config, output_dir=finished.config.output_dir + "-2")
-    run(LocalGrid(make_client_app(config), NUM_NODES), config)
-    [file] = Path(config.output_dir).glob("*/*/results.json")
+DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "empty": ("results.json", lambda results: ""),
+    "half": ("results.json", lambda results: json.dumps(results)[:500]),
+    "no JSON": ("results.json", lambda results: "\0\1\2"),
+    "a list": ("results.json", lambda results: []),
+    "another schema": ("results.json", lambda results: results.update(schema_version=2)),
+    **{
+        f"no {key}": ("results.json", lambda results, key=key: results.pop(key) and None)
+        for key in ("schema_version", "config", "rounds", "dataset", "num_partitions")
+    },
+    "another config": ("results.json", lambda results: results.update(config=[1])),
+    "rounds are null": ("results.json", lambda results: results.update(rounds=None)),
+    "a round too few": ("results.json", lambda results: results["rounds"].pop() and None),
+    "a gap": ("results.json", lambda results: results["rounds"][1].update(server_round=3)),
+    "a bare round": ("results.json", lambda results: results["rounds"].__setitem__(1, {})),
+    "a bare first round": ("results.json", lambda results: results["rounds"].__setitem__(0, {})),
+    "no dictionary": ("latest.pt", lambda latest: [1]),
+    "no model": ("latest.pt", lambda latest: latest.pop("model") and None),
+    "no round": ("latest.pt", lambda latest: latest.pop("server_round") and None),
+    "another model": ("latest.pt", lambda latest: latest.update(model=[1, 2])),
+    "a name missing": ("latest.pt", lambda latest: latest["model"].popitem() and None),
+    "another shape": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(4))),
+    "NaN": ("latest.pt", lambda latest: latest["model"]["bias"].fill_(math.nan) is None),
+    "another weight": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(3))),
+    "a round ahead": ("latest.pt", lambda latest: latest.update(server_round=3)),
+    "a round below zero": ("latest.pt", lambda latest: latest.update(server_round=-1)),
+    "a round in words": ("latest.pt", lambda latest: latest.update(server_round="two")),
+}
 
-    def strip(rounds: list[dict[str, Any]]) -> str:
-        text = json.dumps(rounds)
-        return hashlib.sha256(re.sub(r'"\w*seconds": [^,}]+', "", text).encode()).hexdigest()
 
-    again = json.loads(file.read_text(encoding="utf-8"))
-    assert strip(again["rounds"]) == strip(finished.results["rounds"])
+@pytest.mark.parametrize(("name", "damage"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_refused_and_left_alone(
+    stopped: Config, name: str, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    rewrite(Path(stopped.resume_from) / name, damage)
+    expect_refused(stopped, "expected results.json and latest.pt of a stopped run")
+
+
+class Bomb:
+    """What unpickling it does, a damaged or foreign file could do."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("boom"),)
+
+
+@pytest.mark.parametrize("name", ["results.json", "latest.pt"])
+def test_a_file_that_is_cut_missing_foreign_or_malicious_is_refused(
+    stopped: Config, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path(stopped.resume_from) / name
+    whole = file.read_bytes()
+    for content in (b"", whole[:10], whole[:-500], b"\xff\xfe\x00" * 50, pickle.dumps(Bomb())):
+        file.write_bytes(content)
+        expect_refused(stopped)
+    torch.save({"server_round": 2, "model": Bomb()}, file)
+    expect_refused(stopped)
+    assert not Path("boom").exists()
+    file.unlink()
+    expect_refused(stopped, name)
+    expect_refused(replace(stopped, resume_from=str(tmp_path / "nowhere")), "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+CHANGES = [(name, values[0]) for name, values in OTHER.items()]
+CHANGES += [("query_max_delay", 0.5), ("num_server_rounds", 9)]  # the schedule is the cosine
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES)
+def test_a_changed_setting_is_refused_and_both_values_are_named(
+    stopped: Config, name: str, value: Any
+) -> None:
+    old = getattr(stopped, name)
+    expect_refused(
+        replace(stopped, **{name: value}), f"{kebab(name)}: it had {old!r}, now {value!r}"
+    )
+
+
+def test_several_changes_another_data_set_and_other_nodes_are_refused_together(
+    stopped: Config,
+) -> None:
+    changed = replace(stopped, seed=1, momentum=0.1)
+    words = ("seed: it had 42", "momentum", "data set: it had 'any', now 'other'", "had 4, now 5")
+    expect_refused(changed, *words, dataset="other", num_partitions=5)

@@ -1,7 +1,4 @@
-"""What would make a round slow must not happen: counted here, timed in ``_static/``.
-
-What client processes import is looked at in ``test_engines.py``, where there are such processes.
-"""
+"""What would make a round slow must not happen: counted here, timed by ``make bench``."""
 
 import dataclasses
 import importlib
@@ -17,15 +14,24 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from fedlib import data, messages, server_app
-from fedlib.client_app import make_client_app
-from fedlib.config import Config
-from fedlib.data import Split, load_partition, load_test, open_dataset, partition_indices
-from fedlib.local_grid import LocalGrid
-from fedlib.model import CNN, State, state_hash
-from fedlib.plots import load_results
-from fedlib.server_app import run
-from fedlib.training import augment, check_device, pick_device
+import benchmark
+from fedlib import (
+    CNN,
+    Config,
+    LocalGrid,
+    Split,
+    State,
+    augment,
+    data,
+    load_results,
+    load_test,
+    make_client_app,
+    messages,
+    open_dataset,
+    run,
+    server_app,
+    state_hash,
+)
 
 NUM_NODES = 4
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -39,7 +45,7 @@ def three_rounds(small_config: Config) -> Config:
 @pytest.fixture
 def fresh_process() -> Iterator[None]:
     """What is kept in memory for the life of a process is gone, as in a new one."""
-    kept = (load_partition, load_test, partition_indices, data._read_info)
+    kept = (data.load_partition, data.load_test, data.partition_indices, data._open)
     for function in kept:
         function.cache_clear()
     yield
@@ -55,50 +61,37 @@ def finished(config: Config) -> dict[str, Any]:
 def test_each_global_model_is_serialised_once(
     three_rounds: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serialised: Counter[str] = Counter()
-    encode = messages.encode_model
+    serialised, encode = Counter[str](), messages.encode_model
 
     def count(state: State) -> Any:
         serialised[state_hash(state)] += 1
         return encode(state)
 
     monkeypatch.setattr(messages, "encode_model", count)
-    rounds = finished(three_rounds)["rounds"]
-    for record in rounds:
+    monkeypatch.setattr(server_app, "encode_model", count)
+    for record in finished(three_rounds)["rounds"]:
         # Of a global model: once for EVALUATE, and not again for the next round's TRAIN.
         assert serialised[record["model_sha256"]] == 1
     # The first model, three global ones, and the reply of each node in each round.
     assert sum(serialised.values()) == 1 + 3 + 3 * NUM_NODES
 
 
-def test_no_image_is_decoded_twice(
-    three_rounds: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    fresh_process: None,
+def test_an_image_is_decoded_once_and_a_partition_read_once_in_a_process(
+    three_rounds: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
 ) -> None:
     monkeypatch.setenv("FEDLIB_CACHE_DIR", str(tmp_path / "new cache"))
-    decoded = Counter[str]()
-    original = importlib.import_module("datasets").Image.decode_example
+    decoded, original = Counter[str](), importlib.import_module("datasets").Image.decode_example
 
     def count(self: Any, value: Any, *rest: Any, **named: Any) -> Any:
         decoded[repr(value["path"]) + str(hash(value["bytes"]))] += 1
         return original(self, value, *rest, **named)
 
     monkeypatch.setattr("datasets.Image.decode_example", count)
-    finished(three_rounds)
-    assert sum(decoded.values()) == 1_200 + 200
-    finished(dataclasses.replace(three_rounds, output_dir=str(tmp_path / "another run")))
-    assert sum(decoded.values()) == 1_200 + 200
-
-
-def test_a_process_reads_each_partition_once(three_rounds: Config, fresh_process: None) -> None:
-    finished(three_rounds)
-    partitions = load_partition.cache_info()
-    assert partitions.misses == partitions.currsize == NUM_NODES
-    assert partitions.hits > 3 * NUM_NODES - NUM_NODES  # TRAIN in every round, and EVALUATE
-    assert load_test.cache_info().misses == 1
-    assert partition_indices.cache_info().misses == 1
+    for folder in ("a run", "another run"):
+        finished(dataclasses.replace(three_rounds, output_dir=str(tmp_path / folder)))
+        assert sum(decoded.values()) == 1_200 + 200
+    assert data.load_partition.cache_info().misses == NUM_NODES
+    assert data.load_test.cache_info().misses == data.partition_indices.cache_info().misses == 1
 
 
 def test_the_mean_is_taken_on_one_thread(
@@ -112,12 +105,11 @@ def test_the_mean_is_taken_on_one_thread(
             seen.add(torch.get_num_threads())
             super().add(state, num_examples)
 
+    monkeypatch.setattr(server_app, "FedAvg", Watched)
     torch.set_num_threads(2)
     try:
-        monkeypatch.setattr(server_app, "FedAvg", Watched)
         finished(three_rounds)
-        assert seen == {1}
-        assert torch.get_num_threads() == 2  # what evaluates centrally has them all
+        assert (seen, torch.get_num_threads()) == ({1}, 2)  # the central evaluation has them all
     finally:
         torch.set_num_threads(before)
 
@@ -125,16 +117,14 @@ def test_the_mean_is_taken_on_one_thread(
 def test_rays_processes_do_not_import_a_grammar_of_web_addresses() -> None:
     """jsonschema from 4.25 on, as JupyterLab installs it, does: two seconds in each process."""
     code = "import ray, sys; print('jsonschema' in sys.modules, 'rfc3987_syntax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout.split() == [b"True", b"False"]
 
 
 def test_images_and_their_layers_have_the_channels_last(small_config: Config) -> None:
     """The layout that is twice as fast on a CPU; the parameters stay as PyTorch makes them."""
-    split = load_test(open_dataset(small_config.dataset))
-    images, model = split.normalize(split.images[:8]), CNN(torch.Generator())
-    plain = (split.images[:8].unsqueeze(1).float() / 255 - split.mean) / split.std
-    assert torch.equal(images, plain)
+    split, model = load_test(open_dataset(small_config.dataset)), CNN(torch.Generator())
+    images = split.normalize(split.images[:8])
     for layer in (model.conv1, model.conv2):
         images = layer(images)
         assert images.is_contiguous(memory_format=torch.channels_last)
@@ -147,31 +137,22 @@ def test_what_is_computed_on_a_gpu_stays_there() -> None:
     generator = torch.Generator().manual_seed(1)
     with FakeTensorMode():
         images = torch.zeros(40, 28, 28, dtype=torch.uint8, device="cuda")
-        split = Split(images, torch.zeros(40, dtype=torch.int64, device="cuda"), 0.3, 0.3)
-        order = torch.randperm(40).to("cuda")
+        split = Split(images, torch.zeros(40, dtype=torch.int64, device="cuda"), (0.3,), (0.3,))
         model = CNN(torch.Generator())
         on_gpu = {name: torch.empty_like(p, device="cuda") for name, p in model.named_parameters()}
         with pytest.raises(RuntimeError, match="device"):
             images + torch.zeros(40, 28, 28)  # the stand-in does look
-        augmented = augment(split.images[order], generator)
-        assert augmented.device.type == "cuda"
+        augmented = augment(split.images[torch.randperm(40).to("cuda")], generator)
         logits = torch.func.functional_call(model, on_gpu, (split.normalize(augmented),))
-        assert logits.device.type == "cuda"
-
-
-def test_a_server_without_a_gpu_takes_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device() == check_device("auto") == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device() == check_device("auto") == "cuda"
+        assert augmented.device.type == logits.device.type == "cuda"
 
 
 def test_the_pages_have_the_tables_of_the_reports() -> None:
-    bench = importlib.import_module("make_benchmark")
-    speed = json.loads((REPOSITORY / "_static" / "benchmark.json").read_text(encoding="utf-8"))
-    page = (REPOSITORY / "notebooks" / "SPEED.md").read_text(encoding="utf-8")
-    for table in (bench.speed_table, bench.stage_table, bench.start_table, bench.process_table):
-        assert table(speed) in page
-    scaling = json.loads((REPOSITORY / "_static" / "scaling.json").read_text(encoding="utf-8"))
-    page = (REPOSITORY / "notebooks" / "SCALING.md").read_text(encoding="utf-8")
-    assert bench.scaling_table(scaling) in page
+    for name, tables in (
+        ("speed", (benchmark.speed_table, benchmark.stage_table)),
+        ("scaling", (benchmark.scaling_table,)),
+    ):
+        report = "benchmark.json" if name == "speed" else "scaling.json"
+        measured = json.loads((REPOSITORY / "_static" / report).read_text(encoding="utf-8"))
+        page = (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert all(table(measured) in page for table in tables)

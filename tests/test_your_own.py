@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from course import write_small_copy
 
 REPOSITORY = Path(__file__).resolve().parent.parent

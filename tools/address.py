@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-HERE = Path(__file__).resolve().parent
-CELL = HERE / "colab.py"
-README = HERE.parent / "README.md"
+TOOLS = Path(__file__).resolve().parent
+CELL = TOOLS / "colab.py"
+HERE = TOOLS.parent / "notebooks"
+README = TOOLS.parent / "README.md"
 TAG = "colab"
 METADATA = {"tags": [TAG], "cellView": "form", "jupyter": {"source_hidden": True}}
 """Folded away: Colab shows the cell's title only, JupyterLab a button."""

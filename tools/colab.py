@@ -26,27 +26,27 @@ if "google.colab" in sys.modules:
     archive = f"{REPOSITORY}/archive/{BRANCH}.zip"
     try:
         if not Path("../fedlib").is_dir():
-            if not Path("course").is_dir():
-                Path("course.zip").write_bytes(urlopen(archive, timeout=60).read())
+            if not Path("fedlib-course").is_dir():
+                Path("fedlib-course.zip").write_bytes(urlopen(archive, timeout=60).read())
                 rmtree("unpacked", ignore_errors=True)
-                unpack_archive("course.zip", "unpacked")
+                unpack_archive("fedlib-course.zip", "unpacked")
                 if not [*Path("unpacked").glob("*/fedlib")]:
                     raise ValueError("no fedlib in it")
-                Path("unpacked").rename("course")
-            chdir(next(Path("course").glob("*/notebooks")))
+                Path("unpacked").rename("fedlib-course")
+            chdir(next(Path("fedlib-course").glob("*/notebooks")))
+        sys.path.append(str(Path.cwd()))  # where the package course is
     except (OSError, ValueError, HTTPException, BadZipFile) as error:
         got = f"{archive} ({error})" if REPOSITORY else "none"
         wanted = 'a public repository with this BRANCH, REPOSITORY = "https://github.com/you/fork"'
         raise ColabError(f"{wanted}, got {got}. Double-click the title, write it there") from None
     if util.find_spec("fedlib") is None:
         before = installed()
-        given = before.keys() & {"torch", "torchvision", "numpy"}  # Colab's own, where it has them
-        kept = [f"{name}=={before[name]}" for name in given]
+        given = {"torch", "torchvision", "numpy", "matplotlib", "psutil"} & before.keys()
+        kept = [f"{name}=={before[name]}" for name in given]  # Colab's own, where it has them
         Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        done = command(
-            [*pip, "-c", "kept.txt", "-e", "../fedlib"], stdout=PIPE, stderr=STDOUT, text=True
-        )
+        pip += ["-c", "kept.txt", "-e", "../fedlib", "matplotlib", "psutil"]
+        done = command(pip, stdout=PIPE, stderr=STDOUT, encoding="utf-8")
         if done.returncode:
             print(done.stdout)
             raise ColabError("pip to install fedlib, got the above. Restart the session")

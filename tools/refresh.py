@@ -1,43 +1,42 @@
 """Execute notebooks, and keep of their outputs what a reader should see: ``make notebooks``.
 
-The committed outputs are made without network and without an account, so that everybody gets the
-same ones. What differs from run to run or from machine to machine (paths,
-the time of day, progress bars) is left out. Each notebook is stamped with a digest of its code and
-of the part of fedlib's API that it names; ``tests/test_notebooks.py`` compares them.
+They are executed without network and without an account, so that everybody gets the same outputs.
+What differs from run to run or from machine to machine (paths, the time of day, progress bars) is
+left out, and pictures are made small. Each notebook is stamped with a digest of its code;
+``tests/test_notebooks.py`` compares them.
 """
 
 import argparse
-import ast
 import asyncio
+import base64
 import hashlib
+import io
 import os
 import re
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import psutil
-from address import METADATA, is_colab
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from PIL import Image, ImageChops
 
+from address import HERE, METADATA, is_colab
 from fedlib import open_dataset
 
-HERE = Path(__file__).resolve().parent
-FEDLIB = HERE.parent / "fedlib" / "fedlib"
 CELL_TIMEOUT_S = 600
+MAX_DIFFERENCE = 8
+"""Of 255: by how much a palette may change a pixel's red, green or blue."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MARK = "NOTEBOOK_UNDER_TEST"
 """Environment variable by which the processes of one notebook are found again."""
-COST = re.compile(r"Computing time: (\d+) s on two cores\. Memory: (\d+\.\d) GB\.")
+COST = re.compile(r"Computing time: (\d+) s on two cores\.(?: Memory: \d+\.\d GB\.)?")
 PATHS = (  # what a path becomes in a saved output
     (re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?"), "<date>/<time>"),
     (re.compile(r"offline-run-\d{8}_\d{6}-\w+"), "offline-run-<time>-<id>"),
@@ -112,26 +111,44 @@ def tidy(notebook: NotebookNode) -> None:
                 kept[-1].text += output.text  # how a stream is cut into pieces is chance
             else:
                 kept.append(output)
-        cell.outputs = [_without_paths(output) for output in kept]
+        cell.outputs = [_tidied(output) for output in kept]
 
 
 def _data(picture: Any) -> dict[str, Any]:
     return {"data": picture["data"], "metadata": picture.get("metadata", {})}
 
 
-def _without_paths(output: Any) -> Any:
+def _tidied(output: Any) -> Any:
     if output.output_type == "stream":
-        output.text = _replace(output.text)
+        output.text = _without_paths(output.text)
     for mime, value in output.get("data", {}).items():
         if mime.startswith("text/"):
-            output.data[mime] = _replace("".join(value))
+            output.data[mime] = _without_paths("".join(value))
+        elif mime == "image/png":
+            output.data[mime] = base64.b64encode(small(base64.b64decode(value))).decode()
     return output
 
 
-def _replace(text: str) -> str:
+def _without_paths(text: str) -> str:
     for pattern, replacement in PATHS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def small(png: bytes) -> bytes:
+    """Return a picture with a palette of 256 colours, or itself where one would see that."""
+    image = Image.open(io.BytesIO(png))
+    opaque = image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255)
+    if not opaque and image.mode != "RGB":
+        return png
+    plain = image.convert("RGB")
+    coded = plain.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    difference = ImageChops.difference(plain, coded.convert("RGB"))
+    if difference.point(lambda value: 255 * (value > MAX_DIFFERENCE)).getbbox():
+        return png
+    buffer = io.BytesIO()
+    coded.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
@@ -139,76 +156,21 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def stamp(notebook: NotebookNode) -> dict[str, str]:
-    """Return the digests of a notebook's code (Colab's cell aside) and of the API that it uses."""
+def stamp(notebook: NotebookNode) -> str:
+    """Return the digest of a notebook's code, Colab's cell aside."""
     code = "\n".join(cell.source for cell in code_cells(notebook) if not is_colab(cell))
-    used = {k: v for k, v in api().items() if re.search(rf"\b{k}\b", code)}
-    texts = {"code": code, "fedlib": repr(sorted(used.items()))}
-    return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
-
-
-@cache
-def api() -> dict[str, str]:
-    """Return the signatures of fedlib's functions and classes, fields and methods included."""
-    return {
-        node.name: _signature(node)
-        for module in sorted(FEDLIB.glob("*.py"))
-        for node in ast.parse(module.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-    }
-
-
-def _signature(node: ast.stmt) -> str:
-    if isinstance(node, ast.FunctionDef):
-        return f"{node.name}({_unquoted(ast.unparse(node.args))})"
-    if isinstance(node, ast.ClassDef):
-        return f"{node.name}: {'; '.join(filter(None, map(_signature, node.body)))}"
-    return _unquoted(ast.unparse(node)) if isinstance(node, ast.AnnAssign) else ""
-
-
-def _unquoted(text: str) -> str:
-    """Leave out the quotes around an annotation: they are there for a lighter import only."""
-    return re.sub(r": '(\w+)'", r": \1", text)
-
-
-@contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Measure the block's seconds and the most memory (GB) that its child processes had."""
-    cost, done = {"seconds": 0.0, "memory_gb": 0.0}, threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.5):
-            total = sum(map(_memory, psutil.Process().children(recursive=True)))
-            cost["memory_gb"] = max(cost["memory_gb"], total / 1e9)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    began = time.monotonic()
-    thread.start()
-    try:
-        yield cost
-    finally:
-        done.set()
-        thread.join()
-        cost["seconds"] = time.monotonic() - began
-
-
-def _memory(process: psutil.Process) -> int:
-    """Return a process's share of the memory: pages that several map count once in all."""
-    try:
-        full = process.memory_full_info()
-        return int(getattr(full, "pss", full.uss))
-    except psutil.Error:
-        return 0
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
 
 
 def refresh(path: Path) -> str:
-    """Execute one notebook and write it back; return what it cost."""
+    """Execute one notebook and write it back; return how long it took."""
     notebook = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory() as scratch, measured() as cost:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
         execute(notebook, environment(Path(scratch)))
+    took = time.monotonic() - began
     tidy(notebook)
-    seconds = max(5, 5 * round(cost["seconds"] / 5))
-    line = f"Computing time: {seconds} s on two cores. Memory: {cost['memory_gb']:.1f} GB."
+    line = f"Computing time: {max(5, 5 * round(took / 5))} s on two cores."
     for cell in notebook.cells:
         cell.source = COST.sub(line, cell.source)
     notebook.metadata = {
@@ -218,7 +180,7 @@ def refresh(path: Path) -> str:
     }
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-    return f"{path.name}: {line} ({cost['seconds']:.0f} s, {path.stat().st_size / 1000:.0f} kB)"
+    return f"{path.name}: {line} ({took:.0f} s, {path.stat().st_size / 1000:.0f} kB)"
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -190,6 +190,8 @@ def _read(message: Message, kind: Any, stage: Stage, sent: State | None) -> Any:
 
 
 def _shortened(error: ReplyError) -> str:
-    """Return a reason as one line; of a long one the end, where tracebacks say what it was."""
-    reason = one_line(error)
-    return reason if len(reason) <= REASON_LENGTH else f"… {reason[-REASON_LENGTH:]}"
+    """Return a reason as one line; of a traceback the last one, which says what it was."""
+    lines = str(error).splitlines()
+    if any(line.startswith(" ") for line in lines):
+        lines = [line for line in lines if line and not line.startswith(" ")][-1:]
+    return one_line(" ".join(lines))[:REASON_LENGTH]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 
+from course.verdict import Answer, check, expect, on_error
 from fedlib.credentials import new_key, sign
-from fedlib.verdict import Answer, check, expect, on_error
 
 # --- 00 Start here
 

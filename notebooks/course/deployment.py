@@ -21,15 +21,16 @@ from typing import Any, Self
 
 import psutil
 
-from fedlib import warm
+import fedlib
+from course import warm
+from course.processes import POLL_INTERVAL_S, START_TIMEOUT_S, FlowerHome, free_port, last_words
 from fedlib.client_app import TRACE
 from fedlib.config import Config, absolute
 from fedlib.credentials import make_credentials, write_node_key
 from fedlib.errors import FedlibError
-from fedlib.processes import POLL_INTERVAL_S, START_TIMEOUT_S, FlowerHome, free_port, last_words
 
-APP = Path(__file__).resolve().parents[1]
-"""The app's folder, which ``flwr run`` packs and sends."""
+APP = Path(fedlib.__file__).resolve().parents[1]
+"""The app's folder, which ``flwr run`` packs and sends: that of the installed fedlib."""
 CONNECTION = "deployment"
 """What Flower's configuration calls this SuperLink."""
 
@@ -40,7 +41,7 @@ class Deployment(FlowerHome):
     Args:
         num_nodes: How many partitions, each held by a SuperNode of its own.
         tls: With TLS and authenticated nodes; without, all is plain HTTP and everybody may join.
-        keep_warm: Answer messages from forks of a warm process (``fedlib.warm``).
+        keep_warm: Answer messages from forks of a warm process (``course.warm``).
         environment: Environment variables for the processes, besides this process's own.
 
     Attributes:
@@ -86,7 +87,7 @@ class Deployment(FlowerHome):
         try:
             if self.keep_warm:
                 folder = self.folder / "warm"
-                self.start_process("warm", "python", "-m", "fedlib.warm", str(folder))
+                self.start_process("warm", "python", "-P", str(warm.PROGRAM), str(folder))
                 self.environment["PATH"] = f"{folder}{os.pathsep}{self.environment['PATH']}"
             self.start_superlink()
             for partition_id in range(self.num_nodes):

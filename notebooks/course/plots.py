@@ -1,6 +1,5 @@
 """Figures, in one style: drawn from ``results.json`` or from a partitioner, from nothing else."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +56,6 @@ class Span:
     kind: str
 
 
-def load_results(run_directory: Path | str) -> dict[str, Any]:
-    """Return what a run directory's results.json holds (see ``fedlib.results``)."""
-    text = (Path(run_directory) / "results.json").read_text(encoding="utf-8")
-    results: dict[str, Any] = json.loads(text)
-    return results
-
-
 def plot_metrics(results: Mapping[str, Any]) -> Figure:
     """Draw accuracy, loss and learning rate over the rounds.
 
@@ -104,7 +96,7 @@ def plot_partitions(partitioner: "Partitioner", title: str) -> Figure:
 
     Source: ``flwr_datasets.visualization.plot_label_distributions``.
     """
-    from flwr_datasets.visualization import plot_label_distributions
+    from flwr_datasets.visualization import plot_label_distributions  # two seconds
 
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes, _ = plot_label_distributions(

@@ -16,27 +16,32 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import psutil
 
+from fedlib.console import say
 from fedlib.errors import FedlibError
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.1
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
+GAVE_UP = "Failed to start local SuperLink within"
+"""What Flower's CLI says where the SuperLink that it starts does not answer within 15 s."""
 
 
 class FlowerHome:
     """A ``FLWR_HOME`` of one's own; on leaving, every process that knows it ends.
 
     Also without ``with``: ``close()``, the end of the interpreter and of the object's life do
-    the same. A process that is itself ended by a signal other than Ctrl-C's cannot clean up.
+    the same. A signal other than Ctrl-C's ends the interpreter without that, unless it is
+    handled: ``signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))``.
 
     Args:
         environment: Environment variables for the processes, besides this process's own.
@@ -54,6 +59,7 @@ class FlowerHome:
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # all is in this environment
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "torch"),  # else it stays in /tmp
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
@@ -76,6 +82,9 @@ class FlowerHome:
     ) -> str:
         """Run the ``flwr`` command and return what it printed, without colours.
 
+        Where Flower gave up waiting for the local SuperLink, it is run once more: on a busy
+        machine the start may take longer than Flower waits.
+
         Args:
             arguments: As on the command line.
             timeout_s: When to give up, in seconds.
@@ -84,6 +93,18 @@ class FlowerHome:
         Raises:
             FedlibError: It failed or did not end in time; the text has its last words.
         """
+        failed, output = self._run_flwr(arguments, timeout_s, show)
+        if failed and GAVE_UP in output:
+            (show or say)("⏳ Flower waited in vain for its SuperLink to start; once more ...")
+            failed, output = self._run_flwr(arguments, timeout_s, show)
+        if failed:
+            raise FedlibError(f"flwr {arguments[0]} failed: {last_words(output)}")
+        return output
+
+    def _run_flwr(
+        self, arguments: Sequence[str], timeout_s: float, show: Callable[[str], object] | None
+    ) -> tuple[bool, str]:
+        """Run the ``flwr`` command once; return whether it failed, and what it printed."""
         lines, environment = list[str](), os.environ | self.environment
         with subprocess.Popen(
             [_find("flwr", environment), *arguments],
@@ -111,12 +132,12 @@ class FlowerHome:
             finally:
                 alarm.cancel()
                 process.kill()  # no effect on one that has ended
-        output = "".join(lines)
         if late.is_set():
             raise FedlibError(f"flwr {arguments[0]}: expected an end within {timeout_s:g} s")
-        if process.returncode != 0:
-            raise FedlibError(f"flwr {arguments[0]} failed: {last_words(output)}")
-        return output
+        output = "".join(lines)
+        # With --format json, the exit code is 0 even where it failed.
+        failed = process.returncode != 0 or output.startswith('{\n  "success": false')
+        return failed, output
 
     def start_process(self, name: str, *command: str) -> psutil.Popen:
         """Start a process in the background; what it prints is added to its log."""
@@ -187,23 +208,6 @@ def _find(program: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def end_superlink(folder: Path) -> None:
-    """End the SuperLink that uses a folder, and the runs that it started.
-
-    By name, unlike ``FlowerHome``: make tells its folder to everything, JupyterLab included.
-    """
-    found, names = list[psutil.Process](), {"flower-superlink", "flwr-simulation"}
-    for process in _processes(folder):
-        with suppress(psutil.Error):
-            if names & {Path(word).name for word in process.cmdline()}:
-                found += [process, *process.children(recursive=True)]
-    for step in (psutil.Process.terminate, psutil.Process.kill):
-        for process in found:
-            with suppress(psutil.Error):
-                step(process)
-        psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
-
-
 def _processes(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -221,9 +225,9 @@ def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:
             with suppress(psutil.Error):
                 process.terminate()
         psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
-    finally:  # also when Ctrl-C breaks off the waiting; from here on, it has to wait
+    finally:  # also when a signal breaks off the waiting; from here on, it has to wait
         ours = threading.current_thread() is threading.main_thread()
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if ours else None
+        before = {n: signal.signal(n, signal.SIG_IGN) for n in SIGNALS} if ours else {}
         while left := _processes(folder):
             for process in left:
                 with suppress(psutil.Error):
@@ -231,10 +235,5 @@ def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:
             psutil.wait_procs(left, timeout=1)
         psutil.wait_procs(found, timeout=1)  # our own children, who would else be zombies
         shutil.rmtree(folder, ignore_errors=True)
-        if ours:
-            signal.signal(signal.SIGINT, before)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of them
-    end_superlink(Path(sys.argv[1]))
+        for number, handler in before.items():
+            signal.signal(number, handler)

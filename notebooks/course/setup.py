@@ -6,24 +6,18 @@ Nothing here computes anything. The apps do not import it.
 import io
 import logging
 import os
-import re
 from pathlib import Path
-from typing import Any
 
+import flwr.app  # noqa: F401  (makes Flower's logger, which is then changed)
 import matplotlib.pyplot as plt
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from course.plots import STYLE
 from fedlib.console import StdoutHandler, tidy_flower_log
-from fedlib.plots import STYLE
-from fedlib.prepare import FASHION_MNIST, find_source
+from fedlib.data import FASHION_MNIST, find_source
 
-BACKEND: Any = {
-    "client_resources": {"num_cpus": 1, "max_restarts": -1},
-    "init_args": {"logging_level": "ERROR", "log_to_driver": False},
-}
-"""``backend_config`` for ``run_simulation``: one core a client process, which Ray brings back if
-it dies (Flower hands the options to ``ray.remote``), and no chatter from Ray (to ``ray.init``)."""
 MARGIN = 0.1
 """Inches of paper around a figure: on a dark page, it ends where the picture does."""
 
@@ -31,47 +25,39 @@ MARGIN = 0.1
 def set_up_notebook() -> None:
     """Prepare the kernel: the course's plotting style, and an engine that says what matters.
 
-    Flower's notes (how many actors, what is deprecated) are left out. Its errors, a client's
-    traceback for one, are shown in full, as ordinary output: its own log goes to standard
-    error, which notebooks draw as a red box. Calling it twice does no harm.
+    Flower's notes (how many actors, what is deprecated) are left out. Its errors are shown as
+    ordinary output: its own log goes to standard error, which notebooks draw as a red box. Of
+    a client's error there is the client's own traceback. Calling it twice does no harm.
     """
-    import flwr.app  # noqa: F401  (makes its logger, which is then changed)
-
     plt.style.use(STYLE)
     # Read when Ray is imported: no tip about a future version, no page about a dead worker.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died")
     flower = logging.getLogger("flwr")
     flower.handlers = [StdoutHandler(logging.ERROR)]
-    flower.handlers[0].addFilter(_ClientErrors())
+    flower.handlers[0].addFilter(_client_errors)
     flower.propagate = False
     tidy_flower_log()
 
 
-class _ClientErrors(logging.Filter):
-    """Leaves, of what a simulation logs for a client's error, the client's own traceback.
+def _client_errors(record: logging.LogRecord) -> bool:
+    """Leave, of the three records by which a simulation logs a client's error, one.
 
-    Of a process that died there is none: one line in place of Ray's and Flower's.
+    It has the traceback of the client's own code, or of a process that died, one line. The
+    record with the exception itself is known by its type, the other two by their functions.
     """
+    error: object = record.msg
+    if isinstance(error, Exception) and record.funcName == "worker":
+        from ray.exceptions import RayActorError, RayTaskError  # who raised it has imported Ray
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._last, self._when = "", 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = re.sub(r"\x1b\[\d+m", "", record.getMessage())
-        _, found, traceback = text.partition("ray::ClientAppActor.run()")
-        if found:
-            own = traceback.partition("\n\nThe above exception")[0].splitlines()[1:]
-            text = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
-        elif text.startswith("The actor") or "ray.exceptions.Actor" in text:
-            text = "A client process died; the message that it had is lost."
-        record.msg, record.args = text, ()
-        if text.startswith("An exception was raised when processing a message"):
-            return False
-        again = text == self._last and record.created - self._when < 1  # logged twice each
-        self._last, self._when = text, record.created
-        return not again
+        if isinstance(error, RayTaskError):
+            # The paragraph of the error that came first, without Ray's title of it.
+            own = str(error).partition("\n\n")[0].splitlines()[1:]
+            record.msg = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
+        elif isinstance(error, RayActorError):
+            record.msg = "A client process died; the message that it had is lost."
+        return True
+    return record.funcName not in ("worker", "process_message")
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -81,8 +67,6 @@ def show(figure: Figure, alt: str) -> None:
         figure: What was drawn.
         alt: What the picture shows, for those who do not see it: one or two sentences.
     """
-    from IPython.display import display
-
     width, height = figure.get_size_inches()
     frame = Bbox.from_extents(-MARGIN, -MARGIN, width + MARGIN, height + MARGIN)
     buffer = io.BytesIO()
@@ -103,7 +87,7 @@ def write_small_copy(folder: Path, num_train: int, num_test: int) -> None:
         num_train: How many images to train on.
         num_test: How many to test on.
     """
-    import datasets
+    import datasets  # a second
 
     folder.mkdir(parents=True, exist_ok=True)
     datasets.disable_progress_bars()

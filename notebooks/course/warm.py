@@ -6,7 +6,7 @@ for each message, a fork of this process, which has Flower and PyTorch in memory
 process of its own as before, but after milliseconds, not seconds. Where this program has ended,
 the command runs Flower's own. The app itself is not kept: each fork imports what the run sent.
 
-    python -m fedlib.warm FOLDER
+    python -P notebooks/course/warm.py FOLDER
     PATH=FOLDER:$PATH flower-supernode ...
 
 Linux only: elsewhere a fork of a process that has loaded PyTorch is not safe.
@@ -23,6 +23,8 @@ from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 
+PROGRAM = Path(__file__).resolve()
+"""This file; ``python -P`` keeps its neighbours out of the way of modules of the same name."""
 COMMAND = "flwr-clientapp"
 SOCKET = "warm.sock"
 REQUEST_TIMEOUT_S = 5.0
@@ -52,9 +54,8 @@ except OSError:  # nobody there: cold, then
 def _main(folder: Path) -> None:
     """Import, write the command, and fork for everyone who calls it, until interrupted."""
     if sys.platform != "linux":
-        sys.exit(f"fedlib.warm: expected Linux, got {sys.platform}; start the SuperNode without it")
-    import torch  # noqa: F401
-
+        sys.exit(f"warm.py: expected Linux, got {sys.platform}; start the SuperNode without it")
+    _import_what_is_slow()
     [entry] = entry_points(group="console_scripts", name=COMMAND)
     run = entry.load()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,6 +92,17 @@ def _main(folder: Path) -> None:
                 os.close(descriptor)
 
 
+def _import_what_is_slow() -> None:
+    """Import all that fedlib needs, but keep nothing of fedlib: forks run what the run sent."""
+    import torch
+
+    import fedlib.client_app  # noqa: F401
+
+    torch.optim.SGD([torch.zeros(1)])  # the first one imports PyTorch's compiler
+    for name in [name for name in sys.modules if name.partition(".")[0] == "fedlib"]:
+        del sys.modules[name]
+
+
 def _own_command(folder: Path) -> str:
     """Return Flower's own command: beside this Python, or on the PATH, but not ours."""
     places = [str(Path(sys.executable).parent), *os.environ.get("PATH", "").split(os.pathsep)]
@@ -111,8 +123,6 @@ def _become(run: Callable[[], object], request: bytes, outputs: list[int]) -> No
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(directory)
-        for name in [name for name in sys.modules if name.partition(".")[0] == __package__]:
-            del sys.modules[name]  # the app is what the run sent, not what is installed here
         run()
         code = 0
     except SystemExit as end:

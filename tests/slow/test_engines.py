@@ -1,231 +1,171 @@
 """The real engines: the same numbers as a LocalGrid, and nothing that one node can stop."""
 
-import dataclasses
-import hashlib
 import json
+import logging
+import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from flwr.app import Message
 
-from fedlib.client_app import OPT_IN_PROBABILITY, make_client_app
-from fedlib.config import Config
-from fedlib.local_grid import LocalGrid
-from fedlib.processes import FlowerHome
-from fedlib.randomness import Stream, numpy_generator
-from fedlib.server_app import run
+from apps import Watched, make_config, read_rounds, round_of, run_directory, without_seconds
+from course import FlowerHome
+from fedlib import (
+    Config,
+    LocalGrid,
+    Stream,
+    make_client_app,
+    make_server_app,
+    numpy_generator,
+    run,
+    simulate,
+)
+from fedlib.client_app import OPT_IN_PROBABILITY
 
 NUM_NODES = 3
-REPOSITORY = Path(__file__).resolve().parent.parent
+TIMEOUT_S, MAX_DELAY_S = 5.0, 60.0
+APP = Path(__file__).parents[2] / "fedlib"
+HEAVY = {"wandb", "matplotlib", "torchvision", "datasets", "flwr_datasets", "PIL", "pandas"}
 
-SIMULATION = """
-import json, os, signal, sys
-from flwr.clientapp import ClientApp
-from flwr.simulation import run_simulation
-from fedlib.client_app import make_client_app
-from fedlib.config import Config
-from fedlib.server_app import make_server_app
 
-config = Config.from_run_config(json.loads(sys.argv[1]))
+def answers_in_time(seed: int, server_round: int) -> list[bool]:
+    """Of each node: does it opt in within a second? None of them may answer at the last moment."""
+    found = []
+    for partition_id in range(NUM_NODES):
+        rng = numpy_generator(seed, server_round, partition_id, Stream.QUERY)
+        opts_in, delay_s = rng.random() < OPT_IN_PROBABILITY, rng.random() * MAX_DELAY_S
+        if 1 < delay_s < 2 * TIMEOUT_S:
+            return []
+        found.append(opts_in and delay_s < 1)
+    return found
 
-class Killed(ClientApp):
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
 
-    def __call__(self, message, context):
-        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 0:
-            if message.content["config"]["server-round"] == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.inner(message, context)
+@pytest.fixture(scope="module")
+def config(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Two rounds in which some nodes opt in at once, and the others answer far too late."""
+    seeds = (s for s in range(100_000) if all(any(answers_in_time(s, r)) for r in (1, 2)))
+    return make_config(
+        tiny_folder,
+        tmp_path_factory.mktemp("local"),
+        seed=next(seeds),
+        query_timeout=TIMEOUT_S,
+        query_max_delay=MAX_DELAY_S,
+    )
 
-class Watched(ClientApp):
-    def __init__(self, inner, folder):
-        super().__init__()
-        self.inner, self.folder = inner, folder
 
-    def __call__(self, message, context):
-        reply = self.inner(message, context)
-        with open(os.path.join(self.folder, f"{os.getpid()}.json"), "w") as file:
-            json.dump(sorted(sys.modules), file)
+@pytest.fixture(scope="module")
+def expected(config: Config) -> list[dict[str, Any]]:
+    """The rounds on a LocalGrid."""
+    run(LocalGrid(make_client_app(config), NUM_NODES), config)
+    return read_rounds(run_directory(config))
+
+
+def expect_the_same(config: Config, expected: list[dict[str, Any]]) -> None:
+    """Everything but the times is the same, and the late nodes hold up nobody."""
+    rounds = read_rounds(run_directory(config))
+    assert without_seconds(rounds) == without_seconds(expected)
+    for record in rounds:
+        assert record["query"]["num_missing"] >= 1 and record["query"]["num_errors"] == 0
+        assert record["evaluate"]["num_received"] == record["num_opted_in"] >= 1
+        assert record["query"]["seconds"] < 2 * TIMEOUT_S
+        assert record["evaluate"]["seconds"] < 20  # processes that slept would need a minute
+
+
+def test_a_simulation_gives_the_same_bits_as_a_local_grid_also_at_rays_second_start(
+    config: Config,
+    expected: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start = ray.init
+
+    def fail_once(**_: object) -> None:
+        monkeypatch.setattr(ray, "init", start)
+        raise TimeoutError("the current node timed out")
+
+    def note_modules(message: Message, partition: int, reply: Message) -> Message:
+        file = modules / f"{os.getpid()}.json"
+        file.write_text(json.dumps(sorted(sys.modules)), encoding="utf-8")
         return reply
 
-app = make_client_app(config)
-app = Killed(app) if sys.argv[2] == "killed" else Watched(app, sys.argv[2])
-resources = {"num_cpus": 1, "max_restarts": -1}  # a dead actor starts anew
-init_args = {"logging_level": "ERROR", "log_to_driver": False}
-backend_config = {"client_resources": resources, "init_args": init_args}
-run_simulation(make_server_app(config), app, 3, backend_config=backend_config)
-"""
-
-
-@dataclasses.dataclass
-class Done:
-    """A run that ended: its rounds, and what it wrote on both streams."""
-
-    rounds: list[dict[str, Any]]
-    output: str
-
-
-@pytest.fixture
-def config(small_config: Config) -> Config:
-    """Two rounds; a generous timeout, because an engine's first messages are slow."""
-    return dataclasses.replace(small_config, query_timeout=30.0)
-
-
-def read_rounds(config: Config) -> list[dict[str, Any]]:
-    [file] = Path(config.output_dir).glob("*/*/results.json")
-    rounds = json.loads(file.read_text(encoding="utf-8"))["rounds"]
-    for record in rounds:
-        for name in ("train", "query", "evaluate"):
-            stage = record[name]
-            answered = stage["num_received"] + stage["num_errors"] + stage["num_missing"]
-            assert stage["num_sent"] == answered, (name, stage)
-    return list(rounds)
-
-
-def simulate(config: Config, mode: str) -> Done:
-    """Run Flower's simulation in a process of its own.
-
-    Args:
-        config: The run's config.
-        mode: ``killed``, or a folder where each client process leaves the names of its modules.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", SIMULATION, json.dumps(config.to_run_config()), mode],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return Done(read_rounds(config), done.stdout)
-
-
-def expect_same_numbers(rounds: list[dict[str, Any]], config: Config, tmp_path: Path) -> None:
-    """Compare with a LocalGrid: everything but times, bytes and what goes with node ids."""
-    local = dataclasses.replace(config, output_dir=str(tmp_path / "local"))
-    run(LocalGrid(make_client_app(local), NUM_NODES), local)
-    expected = read_rounds(local)
-    assert len(rounds) == len(expected) == config.num_server_rounds
-    assert [r["model_sha256"] for r in rounds] == [r["model_sha256"] for r in expected]
-    for ours, theirs in zip(rounds, expected, strict=True):
-        for key in theirs:
-            if key.startswith(("centralized_acc", "centralized_loss", "federated", "train_loss")):
-                assert ours[key] == theirs[key], key
-        for name in ("train", "query", "evaluate"):
-            assert ours[name]["num_received"] == theirs[name]["num_received"] > 0
-            assert ours[name]["problems"] == []
-            assert ours[name]["bytes_sent"] == theirs[name]["bytes_sent"]
-
-
-def test_a_simulation_gives_the_same_bits_as_a_local_grid(config: Config, tmp_path: Path) -> None:
-    done = simulate(config, str(tmp_path))
-    expect_same_numbers(done.rounds, config, tmp_path)
-    assert "🏁 Finished" in done.output
-    assert "Traceback" not in done.output and "ERROR" not in done.output
-    imported = [set(json.loads(file.read_text())) for file in tmp_path.glob("*.json")]
-    assert len(imported) >= 1  # a process for each actor that had anything to do
-    heavy = {"wandb", "matplotlib", "torchvision", "datasets", "flwr_datasets", "PIL", "pandas"}
-    for modules in imported:
-        assert "fedlib.training" in modules
-        assert not heavy & modules
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    monkeypatch.setattr(ray, "init", fail_once)
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)  # for caplog
+    config = replace(config, output_dir=str(tmp_path / "outputs"))
+    simulate(make_server_app(config), Watched(config, after=note_modules), NUM_NODES)
+    expect_the_same(config, expected)
+    log = capsys.readouterr().out
+    assert log.count("⚠️ Ray did not start") == log.count("🏁 Finished") == 1
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+    imported = [set(json.loads(file.read_text(encoding="utf-8"))) for file in modules.iterdir()]
+    assert imported  # a process for each actor that had anything to do
+    for names in imported:
+        assert "fedlib.training" in names and not HEAVY & names
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_a_client_process_that_is_killed_costs_its_replies_and_not_the_run(config: Config) -> None:
-    config = dataclasses.replace(config, num_server_rounds=3, fraction_clients_train=1.0)
-    done = simulate(config, "killed")
-    first, _, last = done.rounds
+def test_a_client_process_that_is_killed_costs_its_replies_and_not_the_run(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    def kill(message: Message, partition: int) -> None:
+        training = message.metadata.message_type == "train"
+        if training and partition == 0 and round_of(message) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    values = {"num_server_rounds": 3, "fraction_clients_train": 1.0, "query_timeout": 30.0}
+    config = make_config(tiny_folder, tmp_path, **values)
+    simulate(make_server_app(config), Watched(config, kill), NUM_NODES)
+    first, _, last = rounds = read_rounds(run_directory(config))
     assert first["train"]["num_received"] < NUM_NODES
     assert any("(partition 0)" in problem for problem in first["train"]["problems"])
-    assert first["centralized_accuracy"] is not None
     # The process was replaced: all nodes train again.
-    assert last["train"]["num_received"] == NUM_NODES
-    assert last["query"]["num_received"] == NUM_NODES
-    assert len({record["model_sha256"] for record in done.rounds}) == 3
-
-
-def on_time(seed: int, server_round: int, max_delay: float, within: float) -> int:
-    """Count the nodes that opt in early, as their generators have it."""
-    count = 0
-    for partition_id in range(NUM_NODES):
-        rng = numpy_generator(seed, server_round, partition_id, Stream.QUERY)
-        count += bool(rng.random() < OPT_IN_PROBABILITY) and rng.random() * max_delay < within
-    return count
-
-
-def test_late_nodes_do_not_hold_up_what_comes_after_query(config: Config, tmp_path: Path) -> None:
-    """Nodes would take up to 60 s to answer; the server waits 5 s, and goes on at once."""
-    seed = next(
-        seed
-        for seed in range(100_000)
-        if all(on_time(seed, server_round, 60.0, 1.0) for server_round in (1, 2))
-    )
-    config = dataclasses.replace(config, seed=seed, query_max_delay=60.0, query_timeout=5.0)
-    done = simulate(config, str(tmp_path))
-    num_missing = 0
-    for record in done.rounds:
-        assert record["query"]["num_errors"] == 0
-        assert record["evaluate"]["num_received"] == record["num_opted_in"] > 0
-        assert record["query"]["seconds"] < 10
-        assert record["evaluate"]["seconds"] < 20  # two actors that slept would need a minute
-        num_missing += record["query"]["num_missing"]
-    assert num_missing >= 2
-    assert "TTL" not in done.output
-    assert "ERROR" not in done.output
-
-
-# --- flwr run ----------------------------------------------------------------------------------
+    assert last["train"]["num_received"] == last["query"]["num_received"] == NUM_NODES
+    assert len({record["model_sha256"] for record in rounds}) == 3
 
 
 def as_toml(config: Config) -> str:
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.to_run_config().items())
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.rglob("*")
-        if file.is_file()
-    }
-
-
-@pytest.fixture
-def app_folder(tmp_path: Path) -> Path:
-    """A copy of the app's folder, in which nobody else is at work."""
-    ignore = shutil.ignore_patterns("__pycache__", ".*")
-    return Path(shutil.copytree(REPOSITORY / "fedlib", tmp_path / "app", ignore=ignore))
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_flwr_run_gives_the_same_bits_and_says_a_wrong_value_in_one_line(
-    config: Config, tmp_path: Path, app_folder: Path
+    config: Config, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    before = digests(app_folder)
+    ignored: Callable[..., Any] = shutil.ignore_patterns("__pycache__", ".*", "fashion_mnist")
+    app = shutil.copytree(APP, tmp_path / "app", ignore=ignored)
+    before = contents(app)
+    config = replace(config, output_dir=str(tmp_path / "outputs"))
     with FlowerHome() as home:
         federation = f"num-supernodes={NUM_NODES} client-resources-num-cpus=1"
-        command = ["run", str(app_folder), "--stream", "--federation-config", federation]
+        command = ["run", str(app), "--stream", "--federation-config", federation]
 
         output = home.flwr(*command, "--run-config", as_toml(config), timeout_s=240)
         assert "🏁 Finished" in output, output
         assert "Traceback" not in output and "ERROR" not in output, output
-        expect_same_numbers(read_rounds(config), config, tmp_path)
+        expect_the_same(config, expected)
 
-        wrong = dataclasses.replace(config, output_dir=str(tmp_path / "never"))
-        spoiled = as_toml(wrong).replace("local-epochs=1", "local-epochs=0")
+        spoiled = as_toml(config).replace("local-epochs=1", "local-epochs=0")
         output = home.flwr(*command, "--run-config", spoiled, timeout_s=240)
-        lines = [line for line in output.splitlines() if "❌" in line]
-        assert len(lines) == 1, output
-        assert re.search("local-epochs: expected a whole number, 1 or more, got 0", lines[0])
+        [line] = [line for line in output.splitlines() if "❌" in line]
+        assert re.search("local-epochs: expected a whole number, 1 or more, got 0", line)
         assert "Traceback" not in output
-        assert not Path(wrong.output_dir).exists()
+        assert run_directory(config)  # still one
 
         assert home.processes()  # the SuperLink that the CLI started in the background
     assert home.processes() == [] and not home.folder.exists()
-    assert digests(app_folder) == before  # the CLI may rewrite pyproject.toml
+    assert contents(app) == before  # the CLI may rewrite pyproject.toml

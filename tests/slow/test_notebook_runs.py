@@ -1,4 +1,4 @@
-"""Every notebook runs with its exercises solved; as committed, it runs under nbmake.
+"""Every notebook runs with its exercises solved, and an engine in it says what matters.
 
 00 and 01 are not here: test_jupyterlab.py steps through them, and solves them, in a browser.
 
@@ -6,14 +6,18 @@ Cells tagged ``engine`` start Flower's processes, or look at what came of it, an
 them: nbmake runs them, and once is enough.
 """
 
+import os
 import re
+import subprocess
+import sys
+import textwrap
 import uuid
 from pathlib import Path
 
 import pytest
-import refresh
 from nbformat import NotebookNode
 
+import refresh
 from test_notebooks import NOTEBOOKS, read, tagged, texts
 
 
@@ -39,3 +43,43 @@ def solve(notebook: NotebookNode) -> None:
         code = re.search(r"```python\n(.*?)```", solutions[number].source, re.DOTALL)
         assert code, f"solution {number} has no block of Python"
         stub.source = code[1].rstrip()
+
+
+SIMULATION = """
+    from course import set_up_notebook
+
+    set_up_notebook()
+    import os, time
+    from flwr.app import Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+    from fedlib import simulate
+
+    client, server = ClientApp(), ServerApp()
+
+    @client.train()
+    def fail(message, context):
+        if context.node_config["partition-id"] == 0:
+            raise ValueError("two\\nlines")
+        os._exit(1)
+
+    @server.main()
+    def main(grid, context):
+        while len(nodes := list(grid.get_node_ids())) < 2:
+            time.sleep(0.1)
+        messages = [Message(RecordDict(), dst_node_id=n, message_type="train") for n in nodes]
+        print("errors:", sum(r.has_error() for r in grid.send_and_receive(messages, timeout=60)))
+
+    simulate(server, client, 2)
+"""
+
+
+def test_a_simulation_says_what_a_learners_client_raised_or_that_it_died_and_nothing_else() -> None:
+    code, env = textwrap.dedent(SIMULATION), os.environ | {"PYTHONPATH": str(NOTEBOOKS[0].parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if line[:2] != "  "]
+    expected = ["A client raised:", "ValueError: two", "lines", "errors: 2"]
+    assert sorted(lines) == sorted(
+        [*expected, "A client process died; the message that it had is lost."]
+    )

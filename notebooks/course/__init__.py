@@ -1,0 +1,38 @@
+"""What only the notebooks use: answers to exercises, pictures, and Flower's own processes.
+
+The folder lies beside the notebooks, which run in theirs, so that it needs no installation.
+"""
+
+from course import checks
+from course.deployment import Deployment
+from course.plots import (
+    CENTRAL,
+    FEDERATED,
+    NEUTRAL,
+    TEN_COLOURS,
+    WAITING,
+    Span,
+    plot_metrics,
+    plot_partitions,
+    plot_timeline,
+)
+from course.processes import FlowerHome
+from course.setup import set_up_notebook, show, write_small_copy
+
+__all__ = [
+    "CENTRAL",
+    "FEDERATED",
+    "NEUTRAL",
+    "TEN_COLOURS",
+    "WAITING",
+    "Deployment",
+    "FlowerHome",
+    "Span",
+    "checks",
+    "plot_metrics",
+    "plot_partitions",
+    "plot_timeline",
+    "set_up_notebook",
+    "show",
+    "write_small_copy",
+]
