@@ -135,7 +135,7 @@ def test_a_missing_unknown_or_other_record_is_refused(kind: Any) -> None:
         for other in (ConfigRecord({"a": 1}), MetricRecord({"a": 1}), ArrayRecord(arrays)):
             if type(other) is not messages.RECORDS[record]:
                 text = refuse(kind, lambda c, r=record, o=other: c.update({r: o}))
-                assert text.startswith(f"{record}: expected a")
+                assert text.startswith(f"{record}: expected ")
                 assert text.endswith(f"got {type(other).__name__}")
 
 

@@ -216,20 +216,20 @@ def test_a_failing_wandb_is_reported_once_and_stops_nothing(
     assert first.name != second.name
 
 
-def test_a_wandb_that_cannot_start_at_all_costs_two_lines(
+def test_a_wandb_that_cannot_start_at_all_costs_a_line_an_attempt(
     config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**_: object) -> None:
         raise OSError("no\ndisk")
 
     monkeypatch.setattr("wandb.init", fail)
-    with tracked(config) as (directory, tracker):
-        log(directory, tracker, 1)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "W&B" in line]
-    assert [line.partition("(OSError: no disk); ")[2] for line in lines] == [
-        "going offline.",
-        "the run goes on without it.",
-    ]
+    for mode, then in (("online", ["going offline."]), ("offline", [])):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        with tracked(config) as (directory, tracker):
+            log(directory, tracker, 1)
+        lines = [line for line in capsys.readouterr().out.splitlines() if "W&B" in line]
+        said = [line.partition("(OSError: no disk); ")[2] for line in lines]
+        assert said == [*then, "the run goes on without it."]
 
 
 @pytest.mark.parametrize(("mode", "num_warnings"), [("no-such-mode", 1), ("disabled", 0)])

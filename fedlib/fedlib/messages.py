@@ -169,7 +169,7 @@ def decode(kind: type[T], content: RecordDict) -> T:
     for name, wanted in keys.items():
         if type(content[name]) is not RECORDS[name]:
             came = type(content[name]).__name__
-            raise ReplyError(f"{name}: expected a {RECORDS[name].__name__}, got {came}")
+            raise ReplyError(f"{name}: expected {RECORDS[name].__name__}, got {came}")
         if name != "model":
             _expect_names(f"{name}: expected the keys", content[name], wanted)
     return kind(**{entry.name: _decode_field(entry, content) for entry in table})

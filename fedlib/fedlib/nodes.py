@@ -101,8 +101,8 @@ class Nodes:
             message_type: ``train``, ``evaluate``, ``query``, ``query.identify``, or your own.
             node_ids: Who is asked.
             content: What to send; it is serialised once, not once a node.
-            stage: Counts what came of it. Its problems name the nodes whose replies were unusable
-                or missing; a QUERY may be missed without that.
+            stage: Counts what came of it, once all replies were taken. Its problems name the nodes
+                whose replies were unusable or missing; a QUERY may be missed without that.
             timeout_s: How long to wait, in seconds; also the messages' time-to-live.
 
         Yields:

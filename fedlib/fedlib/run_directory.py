@@ -13,7 +13,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -80,9 +80,11 @@ class Latest:
 
 @dataclass
 class RunDirectory:
-    """A run's directory. A file that cannot be written does not end the training: that is said,
-    and tried again with the next file. ``close`` raises what is still missing.
-    """  # noqa: D205
+    """A run's directory and what it holds.
+
+    A file that cannot be written does not end the training: that is said, and tried again with the
+    next file. ``close`` tries once more, and raises.
+    """
 
     path: Path  # absolute
     results: dict[str, Any]  # what results.json holds; save_round appends to its "rounds"
@@ -146,10 +148,11 @@ class RunDirectory:
         """Write what could not be written before.
 
         Raises:
-            RunDirectoryError: It still cannot be.
+            RunDirectoryError: Some of it still cannot be.
         """
-        for write in self._unwritten.values():
-            write()
+        with ExitStack() as every:  # calls all of them, also when one raises
+            for write in self._unwritten.values():
+                every.callback(write)
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write; where that fails, say so and remember it, in place of an older one of its kind."""
@@ -235,19 +238,19 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 def _new_folder(output_dir: Path) -> Path:
     now = datetime.now()
-    day = output_dir / f"{now:%Y-%m-%d}"
-    try:
-        day.mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            folder = day / (f"{now:%H-%M-%S}" + (f"-{number}" if number > 1 else ""))
-            with suppress(FileExistsError):  # another run of the same second
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise RunDirectoryError(
-            f"output-dir {output_dir}: expected a folder that can be written, got: {error}"
-        ) from error
-    raise AssertionError("itertools.count has no end")
+    for number in itertools.count(1):
+        name = f"{now:%H-%M-%S}" + (f"-{number}" if number > 1 else "")
+        folder = output_dir / f"{now:%Y-%m-%d}" / name
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another run of the same second
+            continue
+        except OSError as error:
+            raise RunDirectoryError(
+                f"output-dir {output_dir}: expected a folder that can be written, got: {error}"
+            ) from error
+    return folder
 
 
 def _versions() -> dict[str, str]:

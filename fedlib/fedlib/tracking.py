@@ -74,21 +74,23 @@ def tracking(use_wandb: bool, directory: RunDirectory) -> Iterator[Tracker]:
 
 def _start(directory: RunDirectory) -> Any:
     mode = os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline")
-    # From the directory's path, so that a resumed run goes on as the same one.
+    # From the directory's path, so that a resumed run goes on as the same one; another one after
+    # a failed start, because W&B takes the first for in use.
     run_id = hashlib.sha256(str(directory.path).encode()).hexdigest()[:12]
-    try:
-        run = _init(directory, mode, run_id)
-    except Exception as error:
-        say(f"⚠️ W&B did not start {mode} ({_line(error)}); going offline.")
-        try:  # under another id: W&B takes the first for in use
-            run, mode = _init(directory, "offline", f"{run_id}-offline"), "offline"
-        except Exception as again:
-            say(f"⚠️ W&B did not start ({_line(again)}); the run goes on without it.")
-            return None
-    if mode == "offline":
-        folder = shlex.quote(str(Path(run.dir).parent))
-        say(f"W&B is offline; to send the run later: wandb login, wandb sync {folder}")
-    return run
+    for attempt, suffix in ((mode, ""), ("offline", "-offline")):
+        try:
+            run = _init(directory, attempt, run_id + suffix)
+        except Exception as error:
+            then = "the run goes on without it" if attempt == "offline" else "going offline"
+            say(f"⚠️ W&B did not start {attempt} ({_line(error)}); {then}.")
+            if attempt == "offline":
+                break
+            continue
+        if attempt == "offline":
+            folder = shlex.quote(str(Path(run.dir).parent))
+            say(f"W&B is offline; to send the run later: wandb login, wandb sync {folder}")
+        return run
+    return None
 
 
 def _init(directory: RunDirectory, mode: str, run_id: str) -> Any:
