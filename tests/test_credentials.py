@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from fedlib import Credentials, FedlibError, credentials, make_credentials
-from fedlib.credentials import write_node_key
+from fedlib import FedlibError, credentials
+from fedlib.credentials import Credentials, make_credentials, write_node_key
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
 """Make the two parquet files from Fashion-MNIST's four IDX files.
 
-    python make_parquet.py FOLDER
+    python tools/make_fashion_mnist.py FOLDER
 
 FOLDER holds the files that Zalando publishes and that Debian's package ``dataset-fashion-mnist``
-puts into ``/usr/share/datasets/fashion-mnist``. The parquet files appear beside this program, in
-the layout of the Hub's ``zalando-datasets/fashion_mnist`` and in the order of the IDX files.
+puts into ``/usr/share/datasets/fashion-mnist``. The parquet files go into
+``fedlib/fedlib/fashion_mnist``, in the layout of the Hub's ``zalando-datasets/fashion_mnist`` and
+in the order of the IDX files.
 """
 
 import gzip
@@ -20,7 +21,7 @@ from datasets import ClassLabel, Features, Image
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
-HERE = Path(__file__).resolve().parent
+TARGET = Path(__file__).resolve().parent.parent / "fedlib" / "fedlib" / "fashion_mnist"
 CLASS_NAMES = (
     *("T - shirt / top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -59,7 +60,7 @@ def main(folder: Path) -> None:
             "image": [{"bytes": png(image), "path": None} for image in images],
             "label": labels.tolist(),
         }
-        file = HERE / f"{split}-00000-of-00001.parquet"
+        file = TARGET / f"{split}-00000-of-00001.parquet"
         table = pa.table(columns, schema=FEATURES.arrow_schema)
         pq.write_table(table, file, compression="zstd", write_statistics=False)
         print(f"{file.name}: {len(labels)} images, {file.stat().st_size / 1e6:.1f} MB")

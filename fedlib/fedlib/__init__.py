@@ -6,7 +6,6 @@ Everything public is here: ``from fedlib import CNN``. README.md says in which o
 from fedlib.aggregation import FedAvg, server_step
 from fedlib.client_app import make_client_app
 from fedlib.config import Config
-from fedlib.credentials import Credentials, make_credentials
 from fedlib.data import Dataset, Partition, Split, find_source, load_partition
 from fedlib.data import load_test, open_dataset, partition_indices
 from fedlib.errors import ConfigError, DataError, FedlibError, ReplyError

@@ -76,9 +76,9 @@ class Config:
         for option in fields(self):
             value, accepts = getattr(self, option.name), option.metadata["accepts"]
             if option.type is float and type(value) is int:  # TOML, like people, writes 1 for 1.0
-                object.__setattr__(self, option.name, value := float(value))
-            right = type(value) is option.type and value == value  # NaN is not itself
-            if not right or not option.metadata["check"](value):
+                with suppress(OverflowError):
+                    object.__setattr__(self, option.name, value := float(value))
+            if type(value) is not option.type or not option.metadata["check"](value):
                 raise ConfigError(
                     f"run config: {kebab(option.name)}: expected {accepts}, got {value!r}"
                 )

@@ -35,8 +35,8 @@ MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next on
 SHUFFLE_SEED = 42
 CACHE_VERSION = "2"  # of the files that _decode writes
 ADVICE = (
-    "where fedlib is installed (pip install ./fedlib), dataset='fashion-mnist' needs no download; "
-    "or set it to the absolute path of a folder of parquet files"
+    "; where fedlib is installed (pip install ./fedlib), dataset='fashion-mnist' needs no "
+    "download; or set it to the absolute path of a folder of parquet files"
 )
 
 
@@ -271,10 +271,11 @@ def _decode(source: Source, target: Path) -> None:
             batches = rows.select_columns(image).iter(1_000)  # one by one takes half as long again
             images = np.concatenate([_pixels(batch[image]) for batch in batches])
             labels = np.asarray(rows[label][:], np.int64)
-            class_names, shape = rows.features[label].names, images.shape[1:]
             arrays |= {f"{split}_images": images, f"{split}_labels": labels}
-            if shape != arrays["train_images"].shape[1:]:
-                raise ValueError(f"images of shape {shape} in split {split}")
+            if split == "train":
+                class_names, shape = rows.features[label].names, images.shape[1:]
+            if (rows.features[label].names, images.shape[1:]) != (class_names, shape):
+                raise ValueError(f"images of another shape or other classes in split {split}")
             if not 0 <= labels.min() <= labels.max() < len(class_names):
                 raise ValueError(f"rows without a label, or of an unknown class, in split {split}")
         height, width, channels = (*shape, 1)[:3]
@@ -282,10 +283,11 @@ def _decode(source: Source, target: Path) -> None:
         if min(std) == 0:
             raise ValueError("a channel that is the same in all pixels")
     except Exception as error:  # whatever datasets, pyarrow, PIL or the network come up with
-        reason = one_line(f"{type(error).__name__}: {error}")[:300]
+        advice = "" if Path(source.path).is_absolute() else ADVICE
+        reason = one_line(f"{type(error).__name__}: {error}")[:300] + advice
         raise DataError(
             f"dataset {source}: expected the splits train and test with a column of images, all of "
-            f"one size, and one of class labels, got {reason}; {ADVICE}"
+            f"one size, and one of class labels, got {reason}"
         ) from error
     info = {"class_names": class_names, "shape": [channels, height, width], "mean": mean}
     (target / "info.json").write_text(json.dumps(info | {"std": std}), encoding="utf-8")

@@ -35,8 +35,8 @@ MAX_EXAMPLES = 10**12
 """More than any node holds; it keeps a liar from overflowing the server's sums."""
 
 RECORDS = {"model": ArrayRecord, "config": ConfigRecord, "metrics": MetricRecord}
-MODEL, CONFIG, METRICS = ({"record": name} for name in RECORDS)
-FROM_0, FROM_1 = {"lowest": 0}, {"lowest": 1}
+MODEL, CONFIG, METRICS = {"record": "model"}, {"record": "config"}, {"record": "metrics"}
+FROM_1 = {"lowest": 1}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class QueryReply:
 class Identity:
     """Which of how many partitions a node holds."""
 
-    partition_id: int = field(metadata=CONFIG | FROM_0)
+    partition_id: int = field(metadata=CONFIG)
     num_partitions: int = field(metadata=CONFIG | FROM_1)
 
     def __post_init__(self) -> None:
@@ -104,7 +104,7 @@ class EvaluateReply:
 
     num_examples: int = field(metadata=METRICS | FROM_1)
     loss_sum: float = field(metadata=METRICS)
-    num_correct: int = field(metadata=METRICS | FROM_0)
+    num_correct: int = field(metadata=METRICS)
 
     def __post_init__(self) -> None:
         _expect_between("metrics: num-correct", self.num_correct, 0, self.num_examples)

@@ -36,7 +36,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Cross-entropy loss (nats) and correct predictions, summed over ``num_examples``."""
+    """Cross-entropy loss (nats) and correct predictions, summed over the examples."""
 
     loss: Weighted
     correct: Weighted
