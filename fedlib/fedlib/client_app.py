@@ -101,7 +101,8 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
         # A ClientApp cannot but reply; this reply expires at once, and Flower drops it.
         reply = Message(Error(REFUSED, str(error)), reply_to=message)
         reply.metadata.ttl = min(reply.metadata.ttl, 1e-6)
-        time.sleep(0.02)  # a clock moves in steps, on Windows of 16 ms
+        while seconds_left(reply) >= 0:  # a clock moves in steps, on Windows of 16 ms
+            time.sleep(0.001)
         return reply
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
