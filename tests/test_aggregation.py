@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from fedlib import Config, FedAvg, ReplyError, enter_local_run
-from fedlib.aggregation import server_step
+from fedlib import FedAvg, ReplyError, enter_local_run
 
 Replies = list[tuple[dict[str, Tensor], int]]
 
@@ -231,10 +230,3 @@ def test_a_refused_reply_names_the_fault_and_changes_nothing(case: str) -> None:
             mean.add(good, 3)
     assert (fedavg.num_states, fedavg.num_examples) == (2, 6)
     assert bits(fedavg.result()) == bits(undisturbed.result())
-
-
-def test_the_servers_step_takes_the_mean_itself_and_remembers_nothing() -> None:
-    mean = {"weight": torch.ones(2, 3)}
-    step, memory = server_step(Config(), REFERENCE, mean, {})
-    assert step is mean
-    assert memory == {}

@@ -89,13 +89,6 @@ def test_a_run_that_fails_ends_with_1_and_says_why() -> None:
     assert b"Invalid run configuration" in failed.stdout
 
 
-def test_a_wrong_number_of_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run.main(["--processes", "two"])
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert "--processes: expected a whole number, 1 or more, got 'two'" in line
-
-
 @pytest.mark.skipif(os.name != "posix", reason="another kind of signals")
 def test_two_runs_do_not_meet_and_one_that_is_ended_leaves_no_process() -> None:
     runs = {
