@@ -177,5 +177,3 @@ def test_there_are_some_in_each_place_where_a_reader_looks() -> None:
     for name in ("10-from-notebook-to-app.ipynb", "11-deployment.ipynb"):
         assert len(found()[name]) >= 2, name
     assert found()["run.py"]
-
-

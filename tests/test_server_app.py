@@ -415,12 +415,11 @@ def test_a_node_that_is_late_or_gone_is_passed_over_and_asked_when_it_is_there(
                 fedlib.ConfigError,
                 f"server-device: expected .* got '{device}'",
             )
-            for device in ("cuda:99", "cpu:banana", "meta", "no-such-device")
+            for device in ("cuda:99", "meta")
         ),
         ({"dataset": "fashion-mnits"}, fedlib.DataError, "got 'fashion-mnits'"),
         ({}, fedlib.DataError, "use fewer nodes or a larger dirichlet-alpha"),
         ({"output_dir": __file__}, RunDirectoryError, "output-dir .*expected a folder"),
-        ({"output_dir": f"{__file__}/below"}, RunDirectoryError, "output-dir .*expected a folder"),
         ({"resume_from": "/no/such/run"}, RunDirectoryError, "resume-from /no/such/run: expected"),
     ],
 )
