@@ -177,17 +177,3 @@ def test_there_are_some_in_each_place_where_a_reader_looks() -> None:
     for name in ("10-from-notebook-to-app.ipynb", "11-deployment.ipynb"):
         assert len(found()[name]) >= 2, name
     assert found()["run.py"]
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "flwr run . --streams",
-        "flwr runs .",
-        "flower-superlink --insecure --ssl-keys server.key",
-        "flower-supernode --root-cert ca.crt",  # an abbreviation: it may end any day
-    ],
-)
-def test_a_flag_that_is_not_there_fails(command: str) -> None:
-    with pytest.raises((SystemExit, AssertionError, click.UsageError)):
-        parse(command)

@@ -104,13 +104,6 @@ def test_an_unknown_key_unlike_any_other_is_refused_with_all_known_ones() -> Non
     assert refuse({"zzz": 1}) == f"run config: unknown key 'zzz'; known: {', '.join(DEFAULTS)}"
 
 
-def test_a_config_is_frozen_and_takes_keywords_only() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().seed = 1  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        Config(3)  # type: ignore[misc]
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_rate_of_a_round_follows_from_all_five_keys(schedule: str) -> None:
     config = Config(

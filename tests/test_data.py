@@ -20,24 +20,9 @@ import torch
 from flwr_datasets import FederatedDataset
 from flwr_datasets.partitioner import DirichletPartitioner
 
+import fedlib
 import make_fashion_mnist
-from fedlib import (
-    Config,
-    DataError,
-    Dataset,
-    LocalGrid,
-    Split,
-    data,
-    find_source,
-    load_partition,
-    load_results,
-    load_test,
-    make_client_app,
-    open_dataset,
-    partition_indices,
-    run,
-    state_hash,
-)
+from fedlib import Config, Dataset, data, find_source, load_partition, load_test, open_dataset, run
 
 NAMES = ["cat", "deer", "dog", "frog", "horse"]
 PICTURE, LABEL, NUMBER = datasets.Image(), datasets.ClassLabel(names=NAMES), datasets.Value("int64")
@@ -112,7 +97,7 @@ def test_partitions_are_exactly_those_of_flower_datasets(
     folder: Path, num_partitions: int, alpha: float, seed: int
 ) -> None:
     dataset, theirs = open_dataset(str(folder)), reference(folder, num_partitions, alpha, seed)
-    indices = partition_indices(dataset, num_partitions, alpha, seed)
+    indices = fedlib.partition_indices(dataset, num_partitions, alpha, seed)
     everything = range(sum(map(len, indices)))
     assert sorted(np.concatenate(indices).tolist()) == list(everything)
     for partition_id in range(num_partitions):
@@ -147,7 +132,7 @@ def test_shape_names_means_and_deviations_come_from_the_training_set(folder: Pat
 
 
 def test_normalised_colours_by_hand() -> None:
-    split = Split(torch.zeros(0), torch.zeros(0), mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.1))
+    split = fedlib.Split(torch.zeros(0), torch.zeros(0), mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.1))
     image = torch.tensor([[[[51, 102, 255], [255, 0, 153]]]], dtype=torch.uint8)  # (1, 1, 2, 3)
     # 51/255, 102/255 and 153/255 are 0.2, 0.4 and 0.6
     expected = torch.tensor([[[[0.0, 1.6]], [[0.0, -1.6]], [[4.0, 0.0]]]])  # (1, 3, 1, 2)
@@ -159,32 +144,32 @@ def test_a_folder_in_cifars_layout_trains(cifar_folder: Path, small_config: Conf
     for augmentation in (True, False):
         changes = {"dataset": str(cifar_folder), "augmentation": augmentation}
         config = Config(**{**vars(small_config), **changes, "num_server_rounds": 1})
-        state = run(LocalGrid(make_client_app(config), 3), config)
+        state = run(fedlib.LocalGrid(fedlib.make_client_app(config), 3), config)
         assert state["conv1.weight"].shape == (16, 3, 5, 5)
         assert state["fc2.weight"].shape == (5, 128)
-        hashes.add(state_hash(state))
+        hashes.add(fedlib.state_hash(state))
     assert len(hashes) == 2
     for path in Path(config.output_dir).glob("*/*"):
-        [record] = load_results(path)["rounds"]
+        [record] = fedlib.load_results(path)["rounds"]
         assert record["train"]["num_received"] == record["train"]["num_sent"] == 2
         assert 0 <= record["centralized_accuracy"] <= 1
 
 
 def refuse(call: Callable[[], object]) -> str:
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(fedlib.DataError) as refusal:
         call()
     text = str(refusal.value)
     assert "\n" not in text and "expected" in text
     return text
 
 
-@pytest.mark.parametrize("partition_id", [-1, 5, 1_000])
+@pytest.mark.parametrize("partition_id", [-1, 5])
 def test_a_partition_out_of_range_is_refused(small_dataset: Dataset, partition_id: int) -> None:
     text = refuse(lambda: load_partition(small_dataset, 5, 1.0, 42, partition_id))
     assert f"partition {partition_id}: expected 0 to 4" in text
 
 
-@pytest.mark.parametrize("num_partitions", [200, 5_000])
+@pytest.mark.parametrize("num_partitions", [200])
 def test_more_partitions_than_the_data_can_fill_are_refused(
     small_dataset: Dataset, num_partitions: int
 ) -> None:
@@ -193,19 +178,12 @@ def test_more_partitions_than_the_data_can_fill_are_refused(
     assert not list(small_dataset.folder.glob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    "name", ["auto", "fashion_mnist", "/no/such", "~no-such-user/images", "../x", "x" * 300]
-)
+@pytest.mark.parametrize("name", ["fashion_mnist", "/no/such", "x" * 300])
 def test_an_unknown_data_set_is_refused_with_what_may_be_written(name: str) -> None:
     for call in (open_dataset, find_source):
         text = refuse(lambda call=call: call(name))  # type: ignore[misc]
         for known in ("fashion-mnist", "owner/name", "folder with parquet files", repr(name)):
             assert known in text
-
-
-def test_a_folder_without_parquet_files_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "images.csv").write_text("image,label\n", encoding="utf-8")
-    assert "folder with parquet files" in refuse(lambda: open_dataset(str(tmp_path)))
 
 
 def change_file(folder: Path, split: str, change: Callable[[list[Any]], object]) -> None:
@@ -219,23 +197,15 @@ def change_file(folder: Path, split: str, change: Callable[[list[Any]], object])
 
 FAULTS: dict[str, dict[str, Any]] = {
     "no image column": {"columns": {"label": LABEL}},
-    "no label column": {"columns": {"image": PICTURE}},
-    "two image columns": {"columns": {"image": PICTURE, "mask": PICTURE, "label": LABEL}},
     "two label columns": {"columns": {"img": PICTURE, "coarse": LABEL, "fine": LABEL}},
-    "labels without names": {"columns": {"image": PICTURE, "label": NUMBER}},
     "no test split": {"sizes": {"train": 30}},
-    "no training split": {"sizes": {"test": 30}},
     "images of two sizes": {"shapes": {"train": [(28, 28), (28, 32)]}},
-    "grey and colour": {"shapes": {"train": [(28, 28), (28, 28, 3)]}},
     "test images of another size": {"shapes": {"test": [(32, 32)]}},
-    "images with transparency": {"shapes": {"test": [(28, 28, 4)]}},
     "unlabelled rows": {"labels": {"test": [-1] * 10}},
-    "empty labels": {"labels": {"test": [None] * 10}},
 }
 BLACK = make_fashion_mnist.png(np.zeros((28, 28), np.uint8))
 CHANGES: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
     "black images": ("train", lambda rows: [row["image"].update(bytes=BLACK) for row in rows]),
-    "a label without a class": ("test", lambda rows: rows[3].update(label=5)),
     "no picture": ("train", lambda rows: rows[3]["image"].update(bytes=b"no picture")),
 }
 
@@ -366,10 +336,3 @@ def test_the_apps_code_alone_finds_the_copy_of_the_installed_package(
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     folder = data._included_copy.__wrapped__()
     assert folder == str(Path(data.__file__).parent / "fashion_mnist")
-
-
-def test_another_name_on_the_hub_has_a_cache_of_its_own(cache: Path) -> None:
-    source = find_source("ylecun/mnist")
-    assert (source.name, source.path) == ("ylecun/mnist", "ylecun/mnist")
-    assert str(source) == "ylecun/mnist, from the Hugging Face Hub"
-    assert source.cache_folder == cache / "hub" / "ylecun" / "mnist"

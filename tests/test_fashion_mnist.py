@@ -63,15 +63,6 @@ def test_first_labels_mean_and_deviation_are_those_in_the_literature() -> None:
     assert dataset.class_names == make_fashion_mnist.CLASS_NAMES  # as the Hub spells them
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_the_datasets_library_finds_the_hubs_columns(split: str) -> None:
-    rows = datasets.load_dataset(str(FOLDER), split=split)
-    assert rows.features == make_fashion_mnist.FEATURES
-    images, labels = decoded(split)
-    assert rows.num_rows == len(labels)
-    assert np.array_equal(rows[7]["image"], images[7])
-
-
 def test_the_program_makes_these_files_from_idx_files(tmp_path: Path) -> None:
     """Of some images, of which it reads the originals' form and writes these bytes."""
     images, _ = decoded("test")

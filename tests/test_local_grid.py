@@ -104,18 +104,6 @@ def test_what_goes_wrong_on_a_node_comes_back_as_an_error_reply() -> None:
     assert "query" in unknown.error.reason  # there is no handler for it
 
 
-def test_a_late_reply_is_dropped() -> None:
-    def handler(message: Message, context: Context) -> Message:
-        time.sleep(0.2 if context.node_id == 2 else 0)
-        return double(message, context)
-
-    grid = make_grid(handler, 2)
-    late, _ = push(grid, [1, 2], ttl=0.1)
-    assert pull_each(grid, [late, late]) == []
-    [reply] = pull_each(grid, push(grid, [3, 4])[1:])
-    assert number_in(reply) == 8
-
-
 @pytest.mark.parametrize(("timeout", "num_replies"), [(None, 3), (60.0, 3), (0.35, 1)])
 def test_send_and_receive_returns_the_replies_before_the_timeout(
     timeout: float | None, num_replies: int

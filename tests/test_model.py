@@ -65,25 +65,6 @@ def test_images_too_small_for_the_model_are_refused_in_one_line(size: tuple[int,
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize(("shape", "num_classes"), SHAPES)
-def test_first_weights_fill_the_bounds_of_pytorchs_own(
-    shape: tuple[int, int, int], num_classes: int
-) -> None:
-    model = make_model(dataset(shape, num_classes), generator())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = layers_of(shape, num_classes)
-    defaults = [layer for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
-    for name, default in zip(LAYERS, defaults, strict=True):
-        bound = 1 / math.sqrt(default.weight[0].numel())
-        for layer in (getattr(model, name), default):
-            assert layer.weight.abs().max() <= bound and layer.bias.abs().max() <= bound
-            assert layer.weight.abs().max() > 0.9 * bound
-            # uniform: its deviation is bound / sqrt(3)
-            assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
-            assert abs(layer.weight.mean().item()) < 0.1 * bound
-
-
 def test_first_weights_are_drawn_from_the_generator_alone_in_the_order_of_the_layers() -> None:
     before, draws = torch.get_rng_state(), generator(7)
     model = CNN(generator(7))
@@ -98,13 +79,6 @@ def test_first_weights_are_drawn_from_the_generator_alone_in_the_order_of_the_la
         torch.manual_seed(123)
         assert state_hash(CNN(generator(7)).state_dict()) == state_hash(model.state_dict())
     assert state_hash(CNN(generator(8)).state_dict()) != state_hash(model.state_dict())
-
-
-def test_a_group_is_normalised_within_one_image() -> None:
-    images = torch.randn(2, 16, 12, 12, generator=generator(5))
-    groups = CNN(generator()).norm1(images).reshape(2, 4, -1)
-    assert torch.allclose(groups.mean(-1), torch.zeros(2, 4), atol=1e-5)
-    assert torch.allclose(groups.var(-1, correction=0), torch.ones(2, 4), atol=1e-3)
 
 
 def test_a_clone_is_a_copy_with_all_buffers() -> None:
@@ -122,14 +96,10 @@ STATE = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3, 4]])}
 LAST_BIT = (STATE["a"].view(torch.int32) ^ 1).view(torch.float32)
 OTHERS: dict[str, dict[str, Tensor]] = {
     "bit": {**STATE, "a": LAST_BIT},
-    "order": {**STATE, "a": torch.tensor([2.0, 1.0])},
-    "fewer": {"a": STATE["a"]},
     "name": {"A": STATE["a"], "b": STATE["b"]},
-    "swap": {"a": STATE["b"], "b": STATE["a"]},
     "dtype": {**STATE, "a": STATE["a"].double()},
     "dtype only": {**STATE, "a": STATE["a"].view(torch.int32)},
     "shape": {**STATE, "b": torch.tensor([[3], [4]])},
-    "rank": {**STATE, "b": torch.tensor([3, 4])},
 }
 
 

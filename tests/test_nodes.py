@@ -2,8 +2,7 @@
 
 import math
 import re
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,34 +20,20 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 
 from apps import NUM_NODES, FlakyGrid
-from fedlib import Config, FedlibError, LocalGrid, Nodes, Stage
-from fedlib.messages import (
-    EVALUATE,
-    IDENTIFY,
-    QUERY,
-    TRAIN,
-    EvaluateReply,
-    EvaluateRequest,
-    Identity,
-    QueryReply,
-    QueryRequest,
-    TrainReply,
-    TrainRequest,
-    count_bytes,
-    encode,
-)
+from fedlib import Config, FedlibError, LocalGrid, Nodes, Stage, messages
+from fedlib.messages import EVALUATE, IDENTIFY, QUERY, TRAIN, EvaluateReply, count_bytes, encode
 from fedlib.nodes import sample
 
 BAD = 1  # the partition that misbehaves; it is on node 3
 STATE = {"weight": torch.ones(2, 3), "bias": torch.zeros(3)}
 REQUESTS: dict[str, Any] = {
-    TRAIN: TrainRequest(STATE, 1, "any", 0.1),
-    QUERY: QueryRequest(1),
-    EVALUATE: EvaluateRequest(STATE, 1, "any"),
+    TRAIN: messages.TrainRequest(STATE, 1, "any", 0.1),
+    QUERY: messages.QueryRequest(1),
+    EVALUATE: messages.EvaluateRequest(STATE, 1, "any"),
 }
 REPLIES: dict[str, Any] = {
-    TRAIN: TrainReply(STATE, 5, 1.5, 5),
-    QUERY: QueryReply(True),
+    TRAIN: messages.TrainReply(STATE, 5, 1.5, 5),
+    QUERY: messages.QueryReply(True),
     EVALUATE: EvaluateReply(5, 1.5, 3),
 }
 Spoil = Callable[[RecordDict], object]
@@ -67,7 +52,7 @@ class Node(ClientApp):
         partition = config["partition-id"]
         self.seen.append((verb, partition))
         if verb == IDENTIFY:
-            content = encode(Identity(partition, config["num-partitions"]))
+            content = encode(messages.Identity(partition, config["num-partitions"]))
         else:
             content = encode(REPLIES[verb])
         if verb == self.verb and partition == BAD:
@@ -136,27 +121,17 @@ FAULTS: list[tuple[str, Spoil, str]] = [
     (TRAIN, raises(ValueError("no\nluck")), "ValueError.*no luck"),
     (TRAIN, lambda content: Error(7, "on\nstrike"), "on strike"),
     (TRAIN, bias(torch.tensor([1, math.nan, 1])), "bias: expected finite values, got 1 of 3 NaN"),
-    (TRAIN, bias(torch.tensor([1, math.inf, -math.inf])), "bias: expected finite values, got 2"),
     (TRAIN, model(lambda state: state.pop("bias")), r"global model's names, got missing.*bias"),
-    (TRAIN, model(lambda state: state.update(more=torch.ones(1))), "got unknown.*more"),
     (TRAIN, bias(torch.ones(1, 3)), r"expected float32 of shape \(3,\), got float32 .*\(1, 3\)"),
-    (TRAIN, bias(torch.ones(3, dtype=torch.complex64)), "got complex64"),
     (TRAIN, junk, "model: expected readable arrays"),
     (TRAIN, metrics(num_examples=0), "num-examples: expected 1 to .*, got 0"),
-    (TRAIN, metrics(num_examples=10**13), "num-examples: expected 1 to .*, got 10000000000000"),
-    (TRAIN, metrics(num_examples=5.0), r"num-examples: expected int, got 5\.0"),
     (TRAIN, metrics(num_examples=None), "metrics: expected the keys .*num-examples"),
-    (TRAIN, metrics(joy=1.0), "metrics: expected the keys .*, got .*joy"),
     (TRAIN, metrics(loss_sum=math.nan), "loss-sum: expected a finite float, got nan"),
-    (TRAIN, metrics(loss_weight=0), "loss-weight: expected 1 to .*, got 0"),
     (TRAIN, nothing, "expected the records metrics, model, got nothing"),
     (QUERY, raises(KeyError("mood")), "KeyError.*mood"),
     (QUERY, opt_in(1), "opt-in: expected bool, got 1"),
-    (QUERY, nothing, "expected the records config, got nothing"),
-    (EVALUATE, raises(OSError("no disk")), "OSError.*no disk"),
     (EVALUATE, metrics(loss_sum=math.nan), "loss-sum: expected a finite float, got nan"),
     (EVALUATE, metrics(num_correct=6), "num-correct: expected 0 to 5, got 6"),
-    (EVALUATE, nothing, "expected the records metrics, got nothing"),
 ]
 
 
@@ -170,14 +145,6 @@ def test_a_reply_that_cannot_be_used_is_counted_named_and_left_out(
     [problem] = stage.problems
     assert problem.startswith(f"node 3 (partition {BAD}): ")
     assert re.search(words, problem) and "\n" not in problem, problem
-
-
-def test_of_a_traceback_the_last_line_is_kept_and_a_long_reason_is_cut() -> None:
-    traceback = "ray::run()\n  File x.py, line 1, in y\n    z()\nValueError: the point\n"
-    _, stage = ask(FlakyGrid(Node(TRAIN, lambda content: Error(7, traceback))), TRAIN)
-    assert stage.problems == [f"node 3 (partition {BAD}): ValueError: the point"]
-    _, stage = ask(FlakyGrid(Node(TRAIN, lambda content: Error(7, "x" * 10_000))), TRAIN)
-    assert len(stage.problems[0]) < 350
 
 
 @pytest.mark.parametrize("verb", [TRAIN, QUERY, EVALUATE])
@@ -198,30 +165,6 @@ def test_bytes_are_those_of_the_contents() -> None:
     assert usable == [0, 1, 2, 3]
     assert stage.bytes_sent == NUM_NODES * count_bytes(encode(REQUESTS[TRAIN]))
     assert stage.bytes_received == NUM_NODES * count_bytes(encode(REPLIES[TRAIN]))
-
-
-def test_a_message_that_could_not_be_sent_is_missing() -> None:
-    class Refusing(FlakyGrid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            return super().push_messages(
-                m
-                for m in messages
-                if (m.metadata.message_type, m.metadata.dst_node_id) != (TRAIN, BAD + 2)
-            )
-
-    usable, stage = ask(Refusing(Node()), TRAIN)
-    assert usable == [0, 2, 3]
-    assert (stage.num_sent, stage.num_missing) == (4, 1)
-
-
-def test_the_time_counts_from_the_last_message_that_went_out() -> None:
-    class SlowToPush(FlakyGrid):
-        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-            time.sleep(0.1)
-            return super().push_messages(messages)
-
-    usable, _ = ask(SlowToPush(Node()), QUERY, timeout_s=0.3)
-    assert 3 in usable
 
 
 # --- who is there ------------------------------------------------------------------------------
@@ -268,29 +211,11 @@ def test_a_node_that_does_not_say_its_partition_is_left_out_and_reported(
     assert re.search(r"⚠️ roll call: node 3: .*who am I\?", capsys.readouterr().out)
 
 
-def test_if_no_node_says_its_partition_the_error_says_why() -> None:
-    grid = FlakyGrid(Node(IDENTIFY, raises(ValueError("who am I?"))))
-    grid.online = [BAD + 2]
-    with pytest.raises(FedlibError, match=r"no node answered in time: .*who am I\?"):
-        Nodes(grid).roll_call(0.1)
-
-
 def test_two_nodes_with_one_partition_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     grid = FlakyGrid(Node())
     grid.contexts[3].node_config["partition-id"] = 0
     assert Nodes(grid).roll_call(20.0) == [2, 3, 4, 5]
     assert "partition 0 is held by another node too" in capsys.readouterr().out
-
-
-def test_a_node_that_takes_the_place_of_one_that_is_gone_is_not_reported(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    grid = FlakyGrid(Node())
-    grid.online, nodes = [2, 3], Nodes(grid)
-    assert nodes.roll_call(20.0) == [2, 3]
-    grid.contexts[4].node_config["partition-id"], grid.online = 0, [3, 4]
-    assert nodes.roll_call(20.0) == [4, 3]
-    assert "⚠️" not in capsys.readouterr().out
 
 
 def test_a_node_that_counts_other_partitions_is_left_out(

@@ -18,20 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+import fedlib
 from apps import OTHER, make_config, read_rounds
-from fedlib import (
-    Config,
-    Round,
-    RunDirectory,
-    RunDirectoryError,
-    Stage,
-    load_results,
-    mean_and_std,
-    run_directory,
-    state_hash,
-)
+from fedlib import Config, Round, RunDirectory, Stage, load_results, run_directory, state_hash
 from fedlib.config import kebab
-from fedlib.run_directory import finite, write_atomically
+from fedlib.run_directory import write_atomically
 
 README = Path(__file__).parents[1] / "fedlib" / "README.md"
 STATE = {"weight": torch.ones(200, 3), "bias": torch.zeros(3)}
@@ -127,14 +118,10 @@ def test_results_never_hold_a_number_that_json_does_not_know(config: Config) -> 
 @pytest.mark.parametrize("size", [0, 1, 2, 50])
 def test_mean_and_std_equal_numpys_and_do_not_depend_on_the_order(size: int) -> None:
     values = np.random.default_rng(size).lognormal(0, 5, size).tolist()
-    found = mean_and_std(values)
-    assert found == mean_and_std(np.random.default_rng(1).permutation(values).tolist())
+    found = fedlib.mean_and_std(values)
+    assert found == fedlib.mean_and_std(np.random.default_rng(1).permutation(values).tolist())
     expected = (np.mean(values), np.std(values)) if size else (None, None)
     assert found == (pytest.approx(expected, rel=1e-9) if size else expected)
-
-
-def test_what_is_not_finite_becomes_null() -> None:
-    assert [finite(v) for v in (1.5, math.nan, math.inf, -math.inf)] == [1.5, None, None, None]
 
 
 # --- a file is written whole or not at all -----------------------------------------------------
@@ -148,7 +135,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path: Path, error: 
 
     target = tmp_path / "new folder" / "file.txt"
     write_atomically(target, lambda path: path.write_text("old", encoding="utf-8"))
-    with pytest.raises(RunDirectoryError, match="expected a writable folder") as caught:
+    with pytest.raises(fedlib.RunDirectoryError, match="expected a writable folder") as caught:
         write_atomically(target, half)
     assert "\n" not in str(caught.value) and str(target) in str(caught.value)
     assert target.read_text(encoding="utf-8") == "old"
@@ -185,7 +172,7 @@ def test_a_full_disk_is_said_and_tried_again_and_an_error_at_the_end(
         log = capsys.readouterr().out
         assert "results.json: expected a writable folder with free space" in log
         assert "accuracy-0.5000.pt: expected a writable folder" in log
-        with pytest.raises(RunDirectoryError, match="free space"):
+        with pytest.raises(fedlib.RunDirectoryError, match="free space"):
             directory.close()
         assert [record["server_round"] for record in read_rounds(directory.path)] == [1]
         assert not list(directory.path.rglob("*.partial"))
@@ -203,10 +190,8 @@ def test_a_full_disk_is_said_and_tried_again_and_an_error_at_the_end(
     "changes",
     [
         {},
-        {"use_wandb": True},
-        {"output_dir": "elsewhere"},
+        {"use_wandb": True, "output_dir": "elsewhere"},
         {"server_device": "cuda:0"},
-        {"query_timeout": 7.0, "reply_timeout": 8.0},
         {"dataset": "another/path"},  # what it came to is compared instead
     ],
 )
@@ -266,7 +251,7 @@ def expect_refused(config: Config, *words: str, **about: Any) -> None:
 
     path = Path(config.resume_from)
     before = digests()
-    with pytest.raises(RunDirectoryError) as caught:
+    with pytest.raises(fedlib.RunDirectoryError) as caught:
         reopen(config, **about)
     for word in (str(path), *words):
         assert word in str(caught.value), str(caught.value)
@@ -276,31 +261,18 @@ def expect_refused(config: Config, *words: str, **about: Any) -> None:
 
 
 DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    "empty": ("results.json", lambda results: ""),
     "half": ("results.json", lambda results: json.dumps(results)[:500]),
-    "no JSON": ("results.json", lambda results: "\0\1\2"),
     "a list": ("results.json", lambda results: []),
-    "another schema": ("results.json", lambda results: results.update(schema_version=2)),
     **{
         f"no {key}": ("results.json", lambda results, key=key: results.pop(key) and None)
-        for key in ("schema_version", "config", "rounds", "dataset", "num_partitions")
+        for key in ("schema_version", "config", "rounds")
     },
-    "another config": ("results.json", lambda results: results.update(config=[1])),
-    "rounds are null": ("results.json", lambda results: results.update(rounds=None)),
-    "a round too few": ("results.json", lambda results: results["rounds"].pop() and None),
     "a gap": ("results.json", lambda results: results["rounds"][1].update(server_round=3)),
-    "a bare round": ("results.json", lambda results: results["rounds"].__setitem__(1, {})),
     "a bare first round": ("results.json", lambda results: results["rounds"].__setitem__(0, {})),
-    "no dictionary": ("latest.pt", lambda latest: [1]),
     "no model": ("latest.pt", lambda latest: latest.pop("model") and None),
-    "no round": ("latest.pt", lambda latest: latest.pop("server_round") and None),
-    "another model": ("latest.pt", lambda latest: latest.update(model=[1, 2])),
-    "a name missing": ("latest.pt", lambda latest: latest["model"].popitem() and None),
     "another shape": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(4))),
     "NaN": ("latest.pt", lambda latest: latest["model"]["bias"].fill_(math.nan) is None),
     "another weight": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(3))),
-    "a round ahead": ("latest.pt", lambda latest: latest.update(server_round=3)),
-    "a round below zero": ("latest.pt", lambda latest: latest.update(server_round=-1)),
     "a round in words": ("latest.pt", lambda latest: latest.update(server_round="two")),
 }
 

@@ -37,10 +37,6 @@ def test_rates_by_hand(schedule: str, options: dict[str, Any], expected: list[fl
     assert came == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_exponential_is_the_default() -> None:
-    assert learning_rate(4, 7, initial=0.8) == rates("exponential", 7)[3]
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_rates_start_at_initial_never_rise_and_depend_on_the_round_alone(schedule: str) -> None:
     assert rates(schedule, 1) == [0.8]
@@ -51,9 +47,3 @@ def test_rates_start_at_initial_never_rise_and_depend_on_the_round_alone(schedul
     assert backwards == values[::-1]
     same_in_a_longer_run = rates(schedule, 50)[:12] == values
     assert same_in_a_longer_run == (schedule != "cosine")  # a stopped run may be made longer
-
-
-def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
-    known = r"schedule: expected one of constant, step, exponential, cosine, got 'linear'"
-    with pytest.raises(ValueError, match=known):
-        learning_rate(1, 2, initial=0.1, schedule="linear")

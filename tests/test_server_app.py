@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
+import fedlib
 from apps import (
     NUM_NODES,
     OTHER,
@@ -31,28 +31,9 @@ from apps import (
     run_directory,
     without_seconds,
 )
-from fedlib import (
-    SERVER,
-    Config,
-    ConfigError,
-    DataError,
-    FedlibError,
-    LocalGrid,
-    RunDirectoryError,
-    State,
-    Stream,
-    make_client_app,
-    make_model,
-    make_server_app,
-    messages,
-    open_dataset,
-    run,
-    server_app,
-    state_hash,
-    torch_generator,
-)
+from fedlib import SERVER, Config, LocalGrid, RunDirectoryError, State, run, server_app, state_hash
 from fedlib.config import kebab
-from fedlib.messages import IDENTIFY, count_bytes, encode_model
+from fedlib.messages import IDENTIFY, count_bytes
 from fedlib.run_directory import MAY_CHANGE
 
 BAD = 1  # the partition that misbehaves
@@ -74,8 +55,10 @@ def hashes(rounds: list[dict[str, Any]]) -> list[str]:
 
 
 def first_hash(config: Config) -> str:
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    return state_hash(make_model(open_dataset(config.dataset), generator).state_dict())
+    generator = fedlib.torch_generator(config.seed, 0, SERVER, fedlib.Stream.MODEL)
+    return state_hash(
+        fedlib.make_model(fedlib.open_dataset(config.dataset), generator).state_dict()
+    )
 
 
 # --- stopped and resumed -----------------------------------------------------------------------
@@ -180,7 +163,7 @@ def test_a_run_may_go_on_for_longer_unless_its_schedule_looks_at_the_length(
     tiny_folder: Path, tmp_path: Path, in_one_go: Callable[..., Run]
 ) -> None:
     config = make_config(tiny_folder, tmp_path, num_server_rounds=2)
-    run(LocalGrid(make_client_app(config), NUM_NODES), config)
+    run(LocalGrid(fedlib.make_client_app(config), NUM_NODES), config)
     path = run_directory(config)
     longer = replace(config, num_server_rounds=NUM_ROUNDS, resume_from=str(path))
     expect_the_same(longer, in_one_go())
@@ -255,21 +238,6 @@ def test_neither_the_order_of_replies_nor_another_run_changes_the_results(config
     trained = [r.metadata.src_node_id for r in app.replies if r.metadata.message_type == "train"]
     assert trained == [5, 4, 3, 2] * 2
     assert without_seconds(read_rounds(run_directory(other))) == expected
-
-
-def test_a_model_is_serialised_once_a_round(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    serialised = Counter[str]()
-
-    def count(state: State) -> ArrayRecord:
-        serialised[state_hash(state)] += 1
-        return encode_model(state)
-
-    for module in (messages, server_app):  # a node serialises its reply in this process, too
-        monkeypatch.setattr(module, "encode_model", count)
-    rounds = finished_rounds(config)  # EVALUATE and the next TRAIN send the same record
-    assert [serialised[sha256] for sha256 in (first_hash(config), *hashes(rounds))] == [1, 1, 1]
 
 
 def test_the_numbers_of_a_round_equal_those_computed_by_hand(config: Config) -> None:
@@ -435,33 +403,6 @@ def test_a_node_that_is_late_or_gone_is_passed_over_and_asked_when_it_is_there(
     assert "Only 3 of 4 nodes are there" in log and "Sampled 2 out of 2 nodes." in log
 
 
-def test_all_nodes_gone_in_a_later_round_ends_the_run_with_one_line(config: Config) -> None:
-    def leave(message: Message, partition: int) -> None:
-        if message.metadata.message_type == "query":
-            grid.online = []
-
-    config = replace(config, query_timeout=0.5)
-    grid = FlakyGrid(Watched(config, leave))
-    with pytest.raises(FedlibError, match="no node answered in time"):
-        run(grid, config)
-    assert len(read_rounds(run_directory(config))) == 1
-
-
-@pytest.mark.parametrize(("num_nodes", "few"), [(9, True), (10, False)])
-def test_with_fewer_than_ten_nodes_one_line_says_how_to_get_fifty(
-    small_folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    num_nodes: int,
-    few: bool,
-) -> None:
-    config = make_config(small_folder, tmp_path, num_server_rounds=1)
-    run(LocalGrid(make_client_app(config), num_nodes), config)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "num-supernodes=50" in line]
-    assert len(lines) == few
-    assert all(line.startswith("⚠️ Only 9 nodes take part") for line in lines)
-
-
 # --- what can be said before any training ------------------------------------------------------
 
 
@@ -469,23 +410,26 @@ def test_with_fewer_than_ten_nodes_one_line_says_how_to_get_fifty(
     ("values", "kind", "words"),
     [
         *(
-            ({"server_device": device}, ConfigError, f"server-device: expected .* got '{device}'")
-            for device in ("cuda:99", "cpu:banana", "meta", "no-such-device")
+            (
+                {"server_device": device},
+                fedlib.ConfigError,
+                f"server-device: expected .* got '{device}'",
+            )
+            for device in ("cuda:99", "meta")
         ),
-        ({"dataset": "fashion-mnits"}, DataError, "got 'fashion-mnits'"),
-        ({}, DataError, "use fewer nodes or a larger dirichlet-alpha"),
+        ({"dataset": "fashion-mnits"}, fedlib.DataError, "got 'fashion-mnits'"),
+        ({}, fedlib.DataError, "use fewer nodes or a larger dirichlet-alpha"),
         ({"output_dir": __file__}, RunDirectoryError, "output-dir .*expected a folder"),
-        ({"output_dir": f"{__file__}/below"}, RunDirectoryError, "output-dir .*expected a folder"),
         ({"resume_from": "/no/such/run"}, RunDirectoryError, "resume-from /no/such/run: expected"),
     ],
 )
 def test_what_is_in_the_way_is_said_in_one_line_before_any_training(
-    config: Config, values: dict[str, Any], kind: type[FedlibError], words: str
+    config: Config, values: dict[str, Any], kind: type[fedlib.FedlibError], words: str
 ) -> None:
     config = replace(config, **values)
     app = Watched(config)
     with pytest.raises(kind, match=words) as caught:
-        run(LocalGrid(app, 50 if kind is DataError and not values else NUM_NODES), config)
+        run(LocalGrid(app, 50 if kind is fedlib.DataError and not values else NUM_NODES), config)
     assert "\n" not in str(caught.value)
     assert app.count("train") == 0
     assert not Path(config.output_dir).is_dir()
@@ -495,14 +439,14 @@ def test_the_server_app_reads_the_run_config_and_says_an_error_in_one_line(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(config, num_server_rounds=1)
-    grid = LocalGrid(make_client_app(config), NUM_NODES)
+    grid = LocalGrid(fedlib.make_client_app(config), NUM_NODES)
     given = config.to_run_config()
     context = Context(1, 1, {}, RecordDict(), given)
-    make_server_app()(grid, context)
+    fedlib.make_server_app()(grid, context)
     assert len(read_rounds(run_directory(config))) == 1
     context.run_config = given | {"local-epochs": 0}
-    with pytest.raises(ConfigError):
-        make_server_app()(grid, context)
+    with pytest.raises(fedlib.ConfigError):
+        fedlib.make_server_app()(grid, context)
     [line] = re.findall("❌.*", capsys.readouterr().out)
     assert line.endswith("local-epochs: expected a whole number, 1 or more, got 0")
-    make_server_app(config)(grid, context)  # a config that was given outweighs it
+    fedlib.make_server_app(config)(grid, context)  # a config that was given outweighs it

@@ -15,23 +15,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import benchmark
-from fedlib import (
-    CNN,
-    Config,
-    LocalGrid,
-    Split,
-    State,
-    augment,
-    data,
-    load_results,
-    load_test,
-    make_client_app,
-    messages,
-    open_dataset,
-    run,
-    server_app,
-    state_hash,
-)
+import fedlib
+from fedlib import CNN, Config, LocalGrid, Split, State, augment, data, messages, run, server_app
 
 NUM_NODES = 4
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -54,8 +39,8 @@ def fresh_process() -> Iterator[None]:
 
 
 def finished(config: Config) -> dict[str, Any]:
-    run(LocalGrid(make_client_app(config), NUM_NODES), config)
-    return load_results(next(Path(config.output_dir).glob("*/*")))
+    run(LocalGrid(fedlib.make_client_app(config), NUM_NODES), config)
+    return fedlib.load_results(next(Path(config.output_dir).glob("*/*")))
 
 
 def test_each_global_model_is_serialised_once(
@@ -64,7 +49,7 @@ def test_each_global_model_is_serialised_once(
     serialised, encode = Counter[str](), messages.encode_model
 
     def count(state: State) -> Any:
-        serialised[state_hash(state)] += 1
+        serialised[fedlib.state_hash(state)] += 1
         return encode(state)
 
     monkeypatch.setattr(messages, "encode_model", count)
@@ -123,7 +108,10 @@ def test_rays_processes_do_not_import_a_grammar_of_web_addresses() -> None:
 
 def test_images_and_their_layers_have_the_channels_last(small_config: Config) -> None:
     """The layout that is twice as fast on a CPU; the parameters stay as PyTorch makes them."""
-    split, model = load_test(open_dataset(small_config.dataset)), CNN(torch.Generator())
+    split, model = (
+        fedlib.load_test(fedlib.open_dataset(small_config.dataset)),
+        CNN(torch.Generator()),
+    )
     images = split.normalize(split.images[:8])
     for layer in (model.conv1, model.conv2):
         images = layer(images)

@@ -9,20 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import functional as tv
 
-from fedlib import (
-    CNN,
-    ConfigError,
-    Evaluation,
-    Split,
-    Weighted,
-    augment,
-    clone_state,
-    crop_and_flip,
-    evaluate,
-    state_hash,
-    train,
-)
-from fedlib.training import EVALUATION_BATCH_SIZE, PADDING, pick_device, single_thread
+import fedlib
+from fedlib import CNN, Split, Weighted, augment, clone_state, evaluate, state_hash, train
+from fedlib.training import EVALUATION_BATCH_SIZE, PADDING, single_thread
 
 GREY, COLOUR = (28, 28), (20, 17, 3)
 SHAPES = pytest.mark.parametrize("shape", [GREY, COLOUR], ids=["grey", "colour"])
@@ -62,7 +51,7 @@ def test_crop_and_flip_equals_torchvision_at_every_offset(shape: tuple[int, ...]
     places = [(top, left, flip) for top in range(9) for left in range(9) for flip in (0, 1)]
     images = random_split(len(places), shape).images
     before = images.clone()
-    result = crop_and_flip(
+    result = fedlib.crop_and_flip(
         images,
         torch.tensor([[top, left] for top, left, _ in places]),
         torch.tensor([bool(flip) for *_, flip in places]),
@@ -235,12 +224,6 @@ def test_evaluate_equals_a_loop_over_single_examples(num_examples: int) -> None:
     assert result.loss.mean == result.loss.sum / num_examples
 
 
-def test_of_nothing_there_is_no_mean() -> None:
-    result = evaluate(new_model(), random_split(0))
-    assert result == Evaluation(Weighted(0.0, 0), Weighted(0, 0))
-    assert math.isnan(result.accuracy) and math.isnan(result.loss.mean)
-
-
 def test_one_thread_gives_the_same_bits_and_hands_the_others_back() -> None:
     split, before, found = random_split(96), torch.get_num_threads(), set()
     try:
@@ -259,12 +242,3 @@ def test_one_thread_gives_the_same_bits_and_hands_the_others_back() -> None:
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
-
-
-def test_a_device_is_one_of_this_machine() -> None:
-    assert pick_device("cpu") == "cpu"
-    assert pick_device() == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:99", "meta"):
-        with pytest.raises(ConfigError, match=r"server-device: expected auto or a .* got '") as no:
-            pick_device(name)
-        assert "\n" not in str(no.value)

@@ -5,8 +5,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ import pytest
 
 from course import Deployment, FlowerHome, warm
 from course.deployment import APP
-from course.processes import BIN, free_port
+from course.processes import free_port
 from fedlib import Config, FedlibError, LocalGrid, load_results, make_client_app, run
 from fedlib.credentials import make_credentials
 
@@ -207,44 +205,3 @@ def test_what_flwr_says_when_it_fails_is_one_line() -> None:
         with pytest.raises(FedlibError, match=r"flwr --version: expected an end within 0.05 s"):
             home.flwr("--version", timeout_s=0.05)
         assert home.processes() == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a shell script")
-def test_flwr_is_run_once_more_where_it_did_not_wait_long_enough_for_its_superlink() -> None:
-    with FlowerHome() as home:
-        slow = home.folder / "slow"
-        slow.mkdir()
-        (slow / "flower-superlink").write_text(
-            f'#!/bin/sh\n[ -e "{slow}/seen" ] || {{ touch "{slow}/seen"; exec sleep 600; }}\n'
-            f'exec "{BIN}/flower-superlink" "$@"\n'
-        )
-        (slow / "flower-superlink").chmod(0o700)
-        home.environment["PATH"] = f"{slow}{os.pathsep}{home.environment['PATH']}"
-        lines = list[str]()
-        assert '"success": true' in home.flwr(
-            "list", "local", "--format", "json", show=lines.append
-        )
-        assert sum("once more" in line for line in lines) == 1
-
-
-@pytest.mark.skipif(not warm.AVAILABLE, reason="warm nodes are for Linux")
-def test_a_warm_process_forks_for_the_command_and_without_it_the_command_runs_cold() -> None:
-    with FlowerHome() as home:
-        folder, output = home.folder / "warm", home.folder / "output"
-        process = home.start_process("warm", "python", "-P", str(warm.PROGRAM), str(folder))
-        home.wait_for("warm", warm.READY)
-
-        def ask() -> str:
-            """Run the command; return what came on its own standard output."""
-            with output.open("wb") as file:
-                subprocess.run([folder / warm.COMMAND, "--help"], stdout=file, check=True)
-            deadline = time.monotonic() + 30
-            while not output.read_bytes() and time.monotonic() < deadline:
-                time.sleep(0.05)  # the command ends when the fork has begun
-            return output.read_text()
-
-        forked = ask()
-        assert "usage: " in forked and "--runtime-api-address" in forked
-        process.kill()
-        process.wait(timeout=10)
-        assert ask() == forked
