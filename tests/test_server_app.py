@@ -403,6 +403,16 @@ def test_a_node_that_is_late_or_gone_is_passed_over_and_asked_when_it_is_there(
     assert "Only 3 of 4 nodes are there" in log and "Sampled 2 out of 2 nodes." in log
 
 
+def test_with_fewer_than_ten_nodes_one_line_says_how_to_get_fifty(
+    small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(small_folder, tmp_path, num_server_rounds=1)
+    for num_nodes, expected in ((9, ["⚠️ Only 9 nodes take part."]), (10, [])):
+        run(LocalGrid(fedlib.make_client_app(config), num_nodes), config)
+        lines = [x for x in capsys.readouterr().out.splitlines() if "num-supernodes=50" in x]
+        assert [line.partition(" In a sim")[0] for line in lines] == expected
+
+
 # --- what can be said before any training ------------------------------------------------------
 
 
