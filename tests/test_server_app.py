@@ -266,8 +266,7 @@ def test_a_model_is_serialised_once_a_round(
         serialised[state_hash(state)] += 1
         return encode_model(state)
 
-    for module in (messages, server_app):  # a node serialises its reply in this process, too
-        monkeypatch.setattr(module, "encode_model", count)
+    monkeypatch.setattr(messages, "encode_model", count)
     rounds = finished_rounds(config)  # EVALUATE and the next TRAIN send the same record
     assert [serialised[sha256] for sha256 in (first_hash(config), *hashes(rounds))] == [1, 1, 1]
 
