@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from fedlib.data import Dataset
 from fedlib.errors import ConfigError, ReplyError
 
-State = Mapping[str, Tensor]
-"""A model's parameters and buffers by name, as ``nn.Module.state_dict()`` gives them."""
+State = Mapping[str, Tensor]  # parameters and buffers by name, as in nn.Module.state_dict()
 SMALLEST_IMAGE = 16
 
 
