@@ -45,12 +45,8 @@ def make_credentials(
     """Make everything that a federation with TLS and authenticated nodes needs.
 
     The authority's private key is never written: once this function returns, nobody can sign
-    another certificate with it. To add a host, make a new set.
-
-    Args:
-        folder: An empty or new folder, outside any repository.
-        num_nodes: How many nodes get a key.
-        hosts: Host names and IP addresses under which the SuperLink is reached.
+    another certificate with it. To add a host (a name or an IP address under which the SuperLink
+    is reached), make a new set. The folder is empty or new, and outside any repository.
 
     Raises:
         FedlibError: The folder holds something or cannot be written.

@@ -35,10 +35,7 @@ def enter_local_run() -> None:
 class LocalGrid(Grid):
     """A Grid whose nodes live in this process.
 
-    Args:
-        client_app: The app that every node runs.
-        num_nodes: How many nodes there are; node i + 2 holds partition i.
-        run_config: What the nodes find in ``context.run_config``.
+    Node i + 2 holds partition i and finds ``run_config`` in its context.
     """
 
     def __init__(

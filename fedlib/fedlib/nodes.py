@@ -35,17 +35,12 @@ class Nodes:
     num_partitions: int = 0  # how many there are, as the nodes say
 
     def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
-        """Ask nodes not seen before which partition they hold.
+        """Ask new nodes which partition they hold; return those connected, by their partitions.
 
         Node ids are random and partition ids are not: sampling from the order of the partitions
-        is what makes a seed choose the same nodes in every run, on every engine.
-
-        Args:
-            timeout_s: How long to wait for nodes, in seconds.
-            wait_for_all: Wait until every partition has its node, not only until there are some.
-
-        Returns:
-            The ids of all known nodes that are connected, in the order of their partitions.
+        is what makes a seed choose the same nodes in every run, on every engine. This waits until
+        there are some nodes, or with ``wait_for_all`` until every partition has its node, but for
+        ``timeout_s`` seconds at most.
 
         Raises:
             FedlibError: No node is connected.
@@ -88,13 +83,10 @@ class Nodes:
 
         Not ``grid.send_and_receive``, which holds all replies in memory before it returns them.
 
-        Args:
-            message_type: ``train``, ``evaluate``, ``query``, ``query.identify``, or your own.
-            node_ids: Who is asked.
-            content: What to send; it is serialised once, not once a node.
-            stage: Counts what came of it, once all replies were taken. Its problems name the nodes
-                whose replies were unusable or missing; a QUERY may be missed without that.
-            timeout_s: How long to wait, in seconds; also the messages' time-to-live.
+        The type is ``train``, ``evaluate``, ``query``, ``query.identify``, or your own; the timeout
+        is also the messages' time-to-live. ``stage`` counts what came of it, once all replies were
+        taken. Its problems name the nodes whose replies were unusable or missing; a QUERY may be
+        missed without that.
 
         Yields:
             A node's id and its reply, decoded and checked (``fedlib.messages.REPLIES`` says to
