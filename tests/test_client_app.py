@@ -141,7 +141,7 @@ def test_a_query_waits_for_its_delay_from_the_moment_of_sending(config: Config) 
 def test_an_expired_message_is_answered_at_once_and_not_delivered(
     config: Config, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_app, "decode", None)  # nobody looks into it
+    monkeypatch.setattr(client_app.messages, "decode", None)  # nobody looks into it
     app = Watched(config)
     grid = LocalGrid(app, NUM_NODES)
     message = Message(RecordDict(), 2, verb, ttl=0.001)

@@ -53,7 +53,6 @@ def test_each_global_model_is_serialised_once(
         return encode(state)
 
     monkeypatch.setattr(messages, "encode_model", count)
-    monkeypatch.setattr(server_app, "encode_model", count)
     for record in finished(three_rounds)["rounds"]:
         # Of a global model: once for EVALUATE, and not again for the next round's TRAIN.
         assert serialised[record["model_sha256"]] == 1

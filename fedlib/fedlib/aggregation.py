@@ -21,8 +21,7 @@ from fedlib.model import State, check_state
 class FedAvg:
     """The running mean of the clients' models, weighted by their numbers of examples.
 
-    Args:
-        reference: The global model's state: every other must have its names, shapes and dtypes.
+    Every model must have the names, shapes and dtypes of the reference, the global model's state.
     """
 
     def __init__(self, reference: State) -> None:

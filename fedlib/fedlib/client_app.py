@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,32 +15,19 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedlib import messages
 from fedlib.config import Config
 from fedlib.data import Dataset, Partition, load_partition, open_dataset
 from fedlib.errors import DataError, FedlibError, TooLateError, one_line
-from fedlib.messages import (
-    IDENTIFY_ACTION,
-    EvaluateReply,
-    EvaluateRequest,
-    Identity,
-    QueryReply,
-    QueryRequest,
-    TrainReply,
-    TrainRequest,
-    decode,
-    encode,
-)
 from fedlib.model import State, check_state, make_model
 from fedlib.randomness import Stream, numpy_generator, torch_generator
 from fedlib.training import evaluate, pick_device, single_thread, train
 
 OPT_IN_PROBABILITY = 0.5
-REFUSED = 100
-"""Code of the ``Error`` that carries a line of ours (Flower's own end below 100)."""
+REFUSED = 100  # code of the Error that carries a line of ours (Flower's own end below 100)
 HERE = str(Path(__file__).parent)
 LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")
-TRACE = "FEDLIB_TRACE"
-"""Environment variable: a file to which every answered message adds when it was what."""
+TRACE = "FEDLIB_TRACE"  # names a file to which every answered message adds when it was what
 
 
 @dataclass(frozen=True)
@@ -62,28 +50,18 @@ Handler = Callable[[Message, Node], RecordDict]
 def make_client_app(config: Config | None = None) -> ClientApp:
     """Return the ClientApp.
 
-    Args:
-        config: The run's config; without one, it is read from ``context.run_config``, which
-            ``flwr run`` fills and ``simulate`` leaves empty.
+    Without a config, it is read from ``context.run_config``, which ``flwr run`` fills and
+    ``simulate`` leaves empty.
     """
     app = ClientApp()
-
-    @app.train()
-    def _train(message: Message, context: Context) -> Message:
-        return answer(handle_train, message, context, config)
-
-    @app.evaluate()
-    def _evaluate(message: Message, context: Context) -> Message:
-        return answer(handle_evaluate, message, context, config)
-
-    @app.query()
-    def _query(message: Message, context: Context) -> Message:
-        return answer(handle_query, message, context, config)
-
-    @app.query(IDENTIFY_ACTION)
-    def _identify(message: Message, context: Context) -> Message:
-        return answer(handle_identify, message, context, config)
-
+    handlers = (
+        (app.train(), handle_train),
+        (app.evaluate(), handle_evaluate),
+        (app.query(), handle_query),
+        (app.query(messages.IDENTIFY_ACTION), handle_identify),
+    )
+    for register, handler in handlers:
+        register(partial(answer, handler, config=config))
     return app
 
 
@@ -116,9 +94,10 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
 
 def handle_train(message: Message, node: Node) -> RecordDict:
     """Train the global model on the node's own data; reply with model, weight and loss."""
-    request, device = decode(TrainRequest, message.content), pick_device()
-    config, dataset = node.config, open_dataset(request.dataset)
+    request = messages.decode(messages.TrainRequest, message.content)
+    config, dataset, device = node.config, open_dataset(request.dataset), pick_device()
     partition, model = node.load(dataset, device), load_model(dataset, request.model)
+    who = (config.seed, request.server_round, node.partition_id)
     with single_thread():
         loss = train(
             model,
@@ -127,23 +106,24 @@ def handle_train(message: Message, node: Node) -> RecordDict:
             batch_size=config.batch_size,
             learning_rate=request.learning_rate,
             momentum=config.momentum,
-            generator=torch_generator(
-                config.seed, request.server_round, node.partition_id, Stream.TRAIN
-            ),
+            generator=torch_generator(*who, Stream.TRAIN),
             augmentation=config.augmentation,
             device=device,
         )
-    return encode(TrainReply(model.state_dict(), len(partition.train), loss.sum, loss.weight))
+    num_examples = len(partition.train)
+    reply = messages.TrainReply(model.state_dict(), num_examples, loss.sum, loss.weight)
+    return messages.encode(reply)
 
 
 def handle_evaluate(message: Message, node: Node) -> RecordDict:
     """Evaluate the global model on the node's own validation split."""
-    request, device = decode(EvaluateRequest, message.content), pick_device()
-    dataset = open_dataset(request.dataset)
+    request = messages.decode(messages.EvaluateRequest, message.content)
+    dataset, device = open_dataset(request.dataset), pick_device()
     partition, model = node.load(dataset, device), load_model(dataset, request.model)
     with single_thread():
         found = evaluate(model, partition.validation, device)
-    return encode(EvaluateReply(found.loss.weight, found.loss.sum, int(found.correct.sum)))
+    num_examples, num_correct = found.loss.weight, int(found.correct.sum)
+    return messages.encode(messages.EvaluateReply(num_examples, found.loss.sum, num_correct))
 
 
 def handle_query(message: Message, node: Node) -> RecordDict:
@@ -157,19 +137,19 @@ def handle_query(message: Message, node: Node) -> RecordDict:
     Raises:
         TooLateError: The node cannot answer before the message expires.
     """
-    server_round, config = decode(QueryRequest, message.content).server_round, node.config
-    rng = numpy_generator(config.seed, server_round, node.partition_id, Stream.QUERY)
+    request, config = messages.decode(messages.QueryRequest, message.content), node.config
+    rng = numpy_generator(config.seed, request.server_round, node.partition_id, Stream.QUERY)
     opt_in = bool(rng.random() < OPT_IN_PROBABILITY)
     delay_s = rng.random() * config.query_max_delay
     if delay_s >= message.metadata.ttl:
         raise TooLateError(f"the answer would take {delay_s:.1f} s")
     time.sleep(max(0.0, message.metadata.created_at + delay_s - time.time()))
-    return encode(QueryReply(opt_in))
+    return messages.encode(messages.QueryReply(opt_in))
 
 
 def handle_identify(message: Message, node: Node) -> RecordDict:
     """Tell the server which partition this node holds."""
-    return encode(Identity(node.partition_id, node.num_partitions))
+    return messages.encode(messages.Identity(node.partition_id, node.num_partitions))
 
 
 def load_model(dataset: Dataset, state: State) -> nn.Module:
@@ -213,9 +193,8 @@ def _node(config: Config, context: Context) -> Node:
     partition_id, num_partitions = (context.node_config.get(key) for key in wanted)
     if type(partition_id) is not int or type(num_partitions) is not int:
         raise DataError(
-            f"expected a node config with {' and '.join(wanted)}, "
-            f"got {dict(context.node_config)}; start the SuperNode with "
-            f'--node-config "partition-id=0 num-partitions=50"'
+            f"expected a node config with {' and '.join(wanted)}, got {dict(context.node_config)}; "
+            f'start the SuperNode with --node-config "partition-id=0 num-partitions=50"'
         )
     return Node(config, partition_id, num_partitions)
 

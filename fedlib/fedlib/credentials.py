@@ -16,14 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlib.errors import FedlibError
@@ -50,12 +45,8 @@ def make_credentials(
     """Make everything that a federation with TLS and authenticated nodes needs.
 
     The authority's private key is never written: once this function returns, nobody can sign
-    another certificate with it. To add a host, make a new set.
-
-    Args:
-        folder: An empty or new folder, outside any repository.
-        num_nodes: How many nodes get a key.
-        hosts: Host names and IP addresses under which the SuperLink is reached.
+    another certificate with it. To add a host (a name or an IP address under which the SuperLink
+    is reached), make a new set. The folder is empty or new, and outside any repository.
 
     Raises:
         FedlibError: The folder holds something or cannot be written.
@@ -89,7 +80,8 @@ def write_node_key(path: Path) -> None:
     """Make a key pair for a node: the private half at ``path``, the public one at ``path.pub``."""
     key = new_key()
     _write(path, _private_bytes(key, PrivateFormat.OpenSSH), PRIVATE)
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    form = serialization.PublicFormat.OpenSSH
+    public = key.public_key().public_bytes(Encoding.OpenSSH, form)
     _write(path.with_name(path.name + ".pub"), public, PUBLIC)
 
 
@@ -132,14 +124,12 @@ def sign(
 
 
 def _private_bytes(key: ec.EllipticCurvePrivateKey, form: PrivateFormat) -> bytes:
-    return key.private_bytes(Encoding.PEM, form, NoEncryption())  # the file's mode protects it
+    no_password = serialization.NoEncryption()  # the file's mode protects it
+    return key.private_bytes(Encoding.PEM, form, no_password)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Create a file with its mode from the start: at no time can others read it.
-
-    Windows has no such modes: there, the folder's own rights decide.
-    """
+    """Create a file so that at no time can others read it (on Windows, the folder decides)."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
 
@@ -156,7 +146,6 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _main() -> None:
-    """Make a set of credentials, as told on the command line."""
     parser = argparse.ArgumentParser(prog="python -m fedlib.credentials", description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder, outside any repository")
     parser.add_argument("--nodes", type=int, default=3, help="how many nodes get a key")

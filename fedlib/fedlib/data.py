@@ -142,9 +142,8 @@ def _included_copy() -> str | None:
 def open_dataset(name: str = FASHION_MNIST) -> Dataset:
     """Return a data set, decoding it into the cache first if it is not there.
 
-    Args:
-        name: ``fashion-mnist`` (the copy that fedlib brings; where there is none, the Hub's), the
-            name of another data set on the Hub (``owner/name``), or a folder of parquet files.
+    It is ``fashion-mnist`` (the copy that fedlib brings; where there is none, the Hub's), the name
+    of another data set on the Hub (``owner/name``), or a folder of parquet files.
 
     Raises:
         DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
@@ -178,14 +177,8 @@ def load_partition(
 ) -> Partition:
     """Return one node's data; a process reads and splits it once, and keeps it on the device.
 
-    Args:
-        dataset: Where from.
-        num_partitions: How many nodes share the training set.
-        alpha: Concentration of the Dirichlet distribution of each label over the nodes: near 0
-            each node holds few labels, towards infinity all nodes hold the same mixture.
-        seed: The partitioner's seed.
-        partition_id: Which partition, from 0.
-        device: Where the images and labels shall lie.
+    ``alpha`` is the concentration of the Dirichlet distribution of each label over the nodes: near
+    0 each holds few labels, towards infinity all hold the same mixture.
 
     Raises:
         DataError: ``partition_id`` is out of range, or the labels cannot be partitioned this way.
@@ -262,9 +255,8 @@ def _decode(source: Source, target: Path) -> None:
         if not Path(source.path).is_absolute() and not datasets.config.HF_HUB_OFFLINE:
             # Once: where nobody answers, datasets asks for minutes.
             huggingface_hub.HfApi().dataset_info(source.path, timeout=HUB_TIMEOUT_S)
-        federated = FederatedDataset(
-            dataset=source.path, partitioners={"train": 1}, seed=SHUFFLE_SEED
-        )
+        whole = {"train": 1}
+        federated = FederatedDataset(dataset=source.path, partitioners=whole, seed=SHUFFLE_SEED)
         for split in ("train", "test"):
             rows = federated.load_split(split)
             image, label = (_column(rows, kind) for kind in ("Image", "ClassLabel"))
@@ -311,11 +303,7 @@ def _column(rows: Any, kind: str) -> str:
 
 
 def _mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
-    """Return each channel's mean and standard deviation, counted, on a scale from 0 to 1.
-
-    Args:
-        images: uint8, (N, pixels, C).
-    """
+    """Return mean and standard deviation, 0 to 1, of each channel of uint8 (N, pixels, C)."""
     channels = [images[..., channel].ravel() for channel in range(images.shape[2])]
     shares = np.array([np.bincount(c, minlength=256) for c in channels]) / channels[0].size
     levels = np.arange(256) / 255

@@ -20,8 +20,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 SERVER_NODE_ID = 1
-CLIENT_RAISED = 2
-"""Flower's ErrorCode CLIENT_APP_RAISED_EXCEPTION, which its public API does not offer."""
+CLIENT_RAISED = 2  # CLIENT_APP_RAISED_EXCEPTION, which Flower's public API lacks
 
 
 def enter_local_run() -> None:
@@ -36,10 +35,7 @@ def enter_local_run() -> None:
 class LocalGrid(Grid):
     """A Grid whose nodes live in this process.
 
-    Args:
-        client_app: The app that every node runs.
-        num_nodes: How many nodes there are; node i + 2 holds partition i.
-        run_config: What the nodes find in ``context.run_config``.
+    Node i + 2 holds partition i and finds ``run_config`` in its context.
     """
 
     def __init__(
@@ -66,12 +62,9 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Put messages in the queue; nothing runs yet."""
-        ids = []
-        for message in messages:
-            message_id = str(next(self._ids))
-            self._waiting[message_id] = _with_id(message, message_id)
-            ids.append(message_id)
-        return ids
+        came = [_with_id(message, str(next(self._ids))) for message in messages]
+        self._waiting |= {message.metadata.message_id: message for message in came}
+        return [message.metadata.message_id for message in came]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the first of these messages that waits, and return its reply, if it is in time."""

@@ -31,9 +31,7 @@ TRAIN, QUERY, EVALUATE = MessageType.TRAIN, MessageType.QUERY, MessageType.EVALU
 IDENTIFY_ACTION = "identify"
 IDENTIFY = f"{QUERY}.{IDENTIFY_ACTION}"
 
-MAX_EXAMPLES = 10**12
-"""More than any node holds; it keeps a liar from overflowing the server's sums."""
-
+MAX_EXAMPLES = 10**12  # more than any node holds; keeps a liar from overflowing the server's sums
 RECORDS = {"model": ArrayRecord, "config": ConfigRecord, "metrics": MetricRecord}
 MODEL, CONFIG, METRICS = {"record": "model"}, {"record": "config"}, {"record": "metrics"}
 FROM_1 = {"lowest": 1}
@@ -121,12 +119,7 @@ class EvaluateReply:
 
 
 T = TypeVar("T")
-REPLIES: dict[str, Any] = {
-    TRAIN: TrainReply,
-    QUERY: QueryReply,
-    IDENTIFY: Identity,
-    EVALUATE: EvaluateReply,
-}
+REPLIES = {TRAIN: TrainReply, QUERY: QueryReply, IDENTIFY: Identity, EVALUATE: EvaluateReply}
 
 
 def encode_model(state: State) -> ArrayRecord:
@@ -135,12 +128,7 @@ def encode_model(state: State) -> ArrayRecord:
 
 
 def encode(message: Any, arrays: ArrayRecord | None = None) -> RecordDict:
-    """Return a message's content, as Flower sends it.
-
-    Args:
-        message: One of the dataclasses above.
-        arrays: Its model, where that is serialised already.
-    """
+    """Return a message as Flower sends it; ``arrays`` is its model, where already serialised."""
     records: dict[str, Any] = {}
     for entry in fields(message):
         record, value = entry.metadata["record"], getattr(message, entry.name)
@@ -152,11 +140,7 @@ def encode(message: Any, arrays: ArrayRecord | None = None) -> RecordDict:
 
 
 def decode(kind: type[T], content: RecordDict) -> T:
-    """Read a message's content.
-
-    Args:
-        kind: Which of the dataclasses above it should be.
-        content: What came.
+    """Read a message's content as one of the dataclasses above.
 
     Raises:
         ReplyError: It is not that message; the text says what was expected and what came.

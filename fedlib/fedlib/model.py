@@ -16,17 +16,15 @@ from torch import Tensor, nn
 from fedlib.data import Dataset
 from fedlib.errors import ConfigError, ReplyError
 
-State = Mapping[str, Tensor]
-"""A model's parameters and buffers by name, as ``nn.Module.state_dict()`` gives them."""
+State = Mapping[str, Tensor]  # parameters and buffers by name, as in nn.Module.state_dict()
 SMALLEST_IMAGE = 16
 
 
 def make_model(dataset: Dataset, generator: torch.Generator) -> nn.Module:
     """Return a new model for a data set; server and nodes all ask here, so exchange it here.
 
-    Args:
-        dataset: Decides the images' shape and the number of classes.
-        generator: Where the initial weights are drawn from.
+    The data set decides the images' shape and the number of classes; the generator draws the
+    initial weights.
 
     Raises:
         ConfigError: The model cannot take images of this shape.
@@ -37,11 +35,8 @@ def make_model(dataset: Dataset, generator: torch.Generator) -> nn.Module:
 class CNN(nn.Module):
     """Two convolutions, each pooled and normalised, and two linear layers.
 
-    Args:
-        generator: Where the initial weights are drawn from (uniform within 1/sqrt(fan-in), which
-            is PyTorch's own default).
-        shape: Channels, height and width of an image.
-        num_classes: How many logits there are.
+    The generator draws the initial weights (uniform within 1/sqrt(fan-in), PyTorch's own default).
+    ``shape`` is an image's: channels, height and width.
 
     Raises:
         ConfigError: The images are too small.

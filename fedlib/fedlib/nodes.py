@@ -9,31 +9,21 @@ import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedlib import messages
 from fedlib.config import Config
 from fedlib.console import say
 from fedlib.errors import FedlibError, ReplyError, one_line
-from fedlib.messages import (
-    IDENTIFY,
-    QUERY,
-    REPLIES,
-    Identity,
-    TrainReply,
-    TrainRequest,
-    count_bytes,
-    decode,
-)
 from fedlib.model import State, check_state
 from fedlib.randomness import SERVER, Stream, numpy_generator
 from fedlib.run_directory import Stage
 
 POLL_INTERVAL_S = 0.02
+# The longer a question is out, the more seldom we look: over a network, looking costs both
+# sides something, and who looks the moment a reply is announced finds it without its arrays.
 POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
-"""The longer a question is out, the more seldom we look: over a network, looking costs both
-sides something, and who looks the moment a reply is announced finds it without its arrays."""
 IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
 REASON_LENGTH = 300
-EXPIRED = (3, 4)
-"""Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE, which its public API lacks."""
+EXPIRED = (3, 4)  # (REPLY_)MESSAGE_UNAVAILABLE, which Flower's public API lacks
 
 
 @dataclass
@@ -45,17 +35,12 @@ class Nodes:
     num_partitions: int = 0  # how many there are, as the nodes say
 
     def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
-        """Ask nodes not seen before which partition they hold.
+        """Ask new nodes which partition they hold; return those connected, by their partitions.
 
         Node ids are random and partition ids are not: sampling from the order of the partitions
-        is what makes a seed choose the same nodes in every run, on every engine.
-
-        Args:
-            timeout_s: How long to wait for nodes, in seconds.
-            wait_for_all: Wait until every partition has its node, not only until there are some.
-
-        Returns:
-            The ids of all known nodes that are connected, in the order of their partitions.
+        is what makes a seed choose the same nodes in every run, on every engine. This waits until
+        there are some nodes, or with ``wait_for_all`` until every partition has its node, but for
+        ``timeout_s`` seconds at most.
 
         Raises:
             FedlibError: No node is connected.
@@ -69,7 +54,8 @@ class Nodes:
             remaining = deadline - time.monotonic()
             if new and remaining > 0:
                 known, limit_s = len(stage.problems), min(remaining, IDENTIFY_TIMEOUT_S)
-                for node_id, identity in self.ask(IDENTIFY, new, RecordDict(), stage, limit_s):
+                replies = self.ask(messages.IDENTIFY, new, RecordDict(), stage, limit_s)
+                for node_id, identity in replies:
                     self._register(node_id, identity, stage)
                 for problem in stage.problems[known:]:
                     say(f"⚠️ roll call: {problem}")
@@ -97,21 +83,20 @@ class Nodes:
 
         Not ``grid.send_and_receive``, which holds all replies in memory before it returns them.
 
-        Args:
-            message_type: ``train``, ``evaluate``, ``query``, ``query.identify``, or your own.
-            node_ids: Who is asked.
-            content: What to send; it is serialised once, not once a node.
-            stage: Counts what came of it, once all replies were taken. Its problems name the nodes
-                whose replies were unusable or missing; a QUERY may be missed without that.
-            timeout_s: How long to wait, in seconds; also the messages' time-to-live.
+        The type is ``train``, ``evaluate``, ``query``, ``query.identify``, or your own; the timeout
+        is also the messages' time-to-live. ``stage`` counts what came of it, once all replies were
+        taken. Its problems name the nodes whose replies were unusable or missing; a QUERY may be
+        missed without that.
 
         Yields:
             A node's id and its reply, decoded and checked (``fedlib.messages.REPLIES`` says to
             what; of a type of your own, the content). A model that comes back has the names,
             shapes and dtypes of the one that was sent.
         """
-        start, num_bytes, kind = time.monotonic(), count_bytes(content), REPLIES.get(message_type)
-        sent = decode(TrainRequest, content).model if kind is TrainReply else None
+        start, num_bytes = time.monotonic(), messages.count_bytes(content)
+        sent = None
+        if message_type == messages.TRAIN:
+            sent = messages.decode(messages.TrainRequest, content).model
         silent, waiting = set(node_ids), dict[str, int]()
         stage.num_sent += len(node_ids)
         for node_id in node_ids:
@@ -129,7 +114,7 @@ class Nodes:
                     continue
                 silent.discard(asked)
                 try:
-                    reply = _read(message, kind, stage, sent)
+                    reply = _read(message, message_type, stage, sent)
                 except ReplyError as error:
                     stage.num_errors += 1
                     stage.problems.append(f"{self.name(asked)}: {_shortened(error)}")
@@ -141,7 +126,7 @@ class Nodes:
                 pause = min(max(POLL_INTERVAL_S, POLL_SHARE * out_for), MAX_POLL_INTERVAL_S)
                 time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
         stage.num_missing += len(silent)
-        if message_type != QUERY:
+        if message_type != messages.QUERY:
             late = [node_id for node_id in node_ids if node_id in silent]
             stage.problems += [f"{self.name(n)}: no reply within {timeout_s:g} s" for n in late]
         stage.seconds += time.monotonic() - start
@@ -151,7 +136,7 @@ class Nodes:
         partition = self.partitions.get(node_id)
         return f"node {node_id}" + ("" if partition is None else f" (partition {partition})")
 
-    def _register(self, node_id: int, identity: Identity, stage: Stage) -> None:
+    def _register(self, node_id: int, identity: messages.Identity, stage: Stage) -> None:
         if self.partitions and identity.num_partitions != self.num_partitions:
             stage.problems.append(
                 f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of the "
@@ -179,11 +164,12 @@ def _is_note(message: Message, asked: int) -> bool:
     return message.has_error() and own and message.error.code in EXPIRED
 
 
-def _read(message: Message, kind: Any, stage: Stage, sent: State | None) -> Any:
+def _read(message: Message, message_type: str, stage: Stage, sent: State | None) -> Any:
     if message.has_error():
         raise ReplyError(message.error.reason)
-    stage.bytes_received += count_bytes(message.content)
-    reply: Any = decode(kind, message.content) if kind else message.content
+    stage.bytes_received += messages.count_bytes(message.content)
+    kind = messages.REPLIES.get(message_type)
+    reply: Any = messages.decode(kind, message.content) if kind else message.content
     if sent is not None:
         check_state(reply.model, sent)
     return reply

@@ -10,8 +10,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-SERVER = -1
-"""The partition id under which the server draws: it holds no partition."""
+SERVER = -1  # the partition id under which the server draws: it holds no partition
 
 
 class Stream(IntEnum):

@@ -28,9 +28,9 @@ from fedlib.errors import RunDirectoryError, one_line
 from fedlib.model import State, check_state, state_hash
 
 SCHEMA_VERSION = 1
+# Keys that do not decide what a round computes (the data set's own name is compared instead).
 MAY_CHANGE = {"output-dir", "resume-from", "use-wandb", "server-device", "dataset"}
 MAY_CHANGE |= {"query-timeout", "reply-timeout"}
-"""Keys that do not decide what a round computes (the data set's own name is compared instead)."""
 
 
 @dataclass
@@ -97,11 +97,8 @@ class RunDirectory:
     ) -> "RunDirectory":
         """Make a new directory ``<output-dir>/<date>/<time>``, or open the one to go on in.
 
-        Args:
-            config: The run's config; ``resume_from`` decides.
-            dataset: The data set's name.
-            num_partitions: How many nodes share it.
-            reference: A model state of the right names, shapes and dtypes.
+        ``config.resume_from`` decides. ``dataset`` is the data set's name, ``reference`` a model
+        state of the right names, shapes and dtypes.
 
         Raises:
             RunDirectoryError: It cannot be written; or of a stopped run, a file is missing or
@@ -212,9 +209,7 @@ def write_json(target: Path, content: Any) -> None:
 def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name and rename it: readers see the old file or the new one.
 
-    Args:
-        target: The file; its folder is made if need be.
-        write: Writes to the path that it is given.
+    The file's folder is made if need be; ``write`` writes to the path that it is given.
 
     Raises:
         RunDirectoryError: The file cannot be written; the old one, if any, is untouched.

@@ -22,14 +22,9 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of one round, counted from 1.
 
-    Args:
-        server_round: The round.
-        num_server_rounds: Rounds in the whole run; only ``cosine`` looks at it.
-        initial: The rate of round 1.
-        schedule: One of ``SCHEDULES``.
-        decay: Factor per ``step_size`` rounds: at once (``step``) or evenly (``exponential``).
-        step_size: Rounds between two steps.
-        final_fraction: Share of ``initial`` that ``cosine`` ends with in the last round.
+    ``initial`` is the rate of round 1, ``decay`` the factor per ``step_size`` rounds: at once
+    (``step``) or evenly (``exponential``). Only ``cosine`` looks at ``num_server_rounds``; in the
+    last of them it ends with ``final_fraction`` of the initial rate.
 
     Source: the cosine is Loshchilov & Hutter, "SGDR", arXiv:1608.03983, eq. 5, without restarts.
     """

@@ -10,22 +10,13 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlib import messages
 from fedlib.aggregation import FedAvg, server_step
 from fedlib.config import Config
 from fedlib.console import say, tidy_flower_log
 from fedlib.data import Dataset, find_source, load_test, open_dataset, partition_indices
 from fedlib.errors import FedlibError
-from fedlib.messages import (
-    EVALUATE,
-    QUERY,
-    TRAIN,
-    EvaluateReply,
-    EvaluateRequest,
-    QueryRequest,
-    TrainRequest,
-    encode,
-    encode_model,
-)
+from fedlib.messages import EVALUATE, QUERY, TRAIN, EvaluateReply, encode
 from fedlib.model import State, clone_state, make_model, state_hash
 from fedlib.nodes import Nodes, sample
 from fedlib.randomness import SERVER, Stream, torch_generator
@@ -47,7 +38,7 @@ class GlobalModel:
     @cached_property
     def arrays(self) -> ArrayRecord:
         """The state as it is sent, serialised once: EVALUATE and the next TRAIN send the same."""
-        return encode_model(self.state)
+        return messages.encode_model(self.state)
 
 
 @dataclass(frozen=True)
@@ -64,9 +55,8 @@ class Server:
 def make_server_app(config: Config | None = None) -> ServerApp:
     """Return the ServerApp.
 
-    Args:
-        config: The run's config; without one, it is read from ``context.run_config``, which
-            ``flwr run`` fills and ``simulate`` leaves empty.
+    Without a config, it is read from ``context.run_config``, which ``flwr run`` fills and
+    ``simulate`` leaves empty.
     """
     app = ServerApp()
 
@@ -137,7 +127,7 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
 
     # 2. TRAIN: they train the global model on their own data ...
     fedavg, losses = FedAvg(model.state), list[Weighted]()
-    request = TrainRequest(model.state, server_round, dataset, record.learning_rate)
+    request = messages.TrainRequest(model.state, server_round, dataset, record.learning_rate)
     content = encode(request, model.arrays)
     with single_thread():  # the clients are at work: threads would wait for each other
         for _, reply in nodes.ask(TRAIN, sampled, content, record.train, config.reply_timeout):
@@ -152,13 +142,14 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
         central = pool.submit(evaluate_centrally, server, model.state, record)
 
         # 4. QUERY every node: will you evaluate?
-        content = encode(QueryRequest(server_round))
+        content = encode(messages.QueryRequest(server_round))
         replies = nodes.ask(QUERY, online, content, record.query, config.query_timeout)
         volunteers = [node_id for node_id, reply in replies if reply.opt_in]
         record.num_opted_in = len(volunteers)
 
         # 5. EVALUATE: they evaluate the global model on their own validation split.
-        content = encode(EvaluateRequest(model.state, server_round, dataset), model.arrays)
+        order = messages.EvaluateRequest(model.state, server_round, dataset)
+        content = encode(order, model.arrays)
         replies = nodes.ask(EVALUATE, volunteers, content, record.evaluate, config.reply_timeout)
         evaluations = [reply for _, reply in replies]
         central.result()

@@ -24,15 +24,12 @@ def simulate(
 ) -> None:
     """Run both apps on Flower's simulation engine, in this process; nothing is returned.
 
+    The ServerApp runs on a thread of this process, so it can hand results to its surroundings; the
+    ClientApp in processes of its own. ``backend`` is Flower's ``backend_config``.
+
     Flower has deprecated ``run_simulation``; only this function calls it. Ray is started here,
     because it waits half a minute for its own processes, which a busy machine may exceed; Flower
     then uses the Ray that it finds.
-
-    Args:
-        server_app: Runs on a thread of this process, so it can hand results to its surroundings.
-        client_app: Runs in processes of its own.
-        num_nodes: How many nodes there are.
-        backend: Flower's ``backend_config``.
 
     Raises:
         FedlibError: Ray did not start, the second time either.

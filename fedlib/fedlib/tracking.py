@@ -21,18 +21,12 @@ from fedlib.run_directory import Round, RunDirectory
 PROJECT = "fedlib"
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 60.0  # wandb's own default waits for ever for a lost network
-METRICS = (
-    *("centralized_accuracy", "centralized_loss"),
-    *("federated_evaluate_accuracy", "federated_evaluate_loss", "learning_rate"),
-)
+METRICS = ["centralized_accuracy", "centralized_loss", "learning_rate"]
+METRICS += ["federated_evaluate_accuracy", "federated_evaluate_loss"]
 
 
 class Tracker:
-    """Sends every round to W&B; the first failure is reported in one line, then it is silent.
-
-    Args:
-        run: W&B's run; None for a tracker that does nothing.
-    """
+    """Sends every round to W&B's run, if there is one; silent after the first failure's line."""
 
     def __init__(self, run: Any = None) -> None:
         self._run = run
@@ -60,9 +54,7 @@ class Tracker:
 def tracking(use_wandb: bool, directory: RunDirectory) -> Iterator[Tracker]:
     """Open a tracker for the run, and close it also when the training raises.
 
-    Args:
-        use_wandb: Whether to track at all.
-        directory: The run's: W&B's files go there, its config and data set's name go to W&B.
+    W&B's files go to the run's directory, whose config and data set's name go to W&B.
     """
     tracker, exit_code = Tracker(_start(directory) if use_wandb else None), 1
     try:
@@ -105,10 +97,7 @@ def _init(directory: RunDirectory, mode: str, run_id: str) -> Any:
         resume="allow" if mode == "online" else None,
         config={**directory.results["config"], "dataset": directory.results["dataset"]},
         settings=wandb.Settings(
-            silent=True,
-            console="off",
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
+            silent=True, console="off", init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
         ),
     )
 

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from fedlib.data import Split
 from fedlib.errors import ConfigError
 
-PADDING = 4
-"""Black pixels added on each side before the random crop."""
-EVALUATION_BATCH_SIZE = 200
-"""Large enough to keep the cores busy, small enough for the activations to stay in the cache."""
+PADDING = 4  # black pixels added on each side before the random crop
+EVALUATION_BATCH_SIZE = 200  # keeps the cores busy, and the activations in the cache
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,8 @@ def train(
 ) -> Weighted:
     """Train the model in place, on ``device``, by SGD with a momentum that starts and ends here.
 
-    Args:
-        model: The model.
-        split: The images and labels to train on, at least one.
-        epochs: Passes over the split.
-        batch_size: Examples a step; the last batch of an epoch may be smaller.
-        learning_rate: SGD's step size.
-        momentum: SGD's momentum.
-        generator: CPU generator for the order of the examples and the augmentation.
-        augmentation: Crop and flip the images at random (see ``augment``)?
-        device: Where to compute.
+    The split has at least one example; the last batch of an epoch may be smaller. ``generator``,
+    on the CPU, draws the order of the examples and the augmentation (see ``augment``).
 
     Returns:
         The training loss (nats) over every example of every epoch, as seen during training.
@@ -97,14 +87,10 @@ def train(
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop and flip each image of a batch at random (the field's usual augmentation).
+    """Crop and flip uint8 images, (N, H, W) or (N, H, W, C), at random: the usual augmentation.
 
-    It is computed where the images are; what is random is drawn on the CPU, so the same crops
-    come out on every device.
-
-    Args:
-        images: uint8 images, (N, H, W) or (N, H, W, C).
-        generator: CPU generator: two offsets and one coin an image.
+    It is computed where the images are; what is random (two offsets and one coin an image) is
+    drawn on the CPU, so the same crops come out on every device.
     """
     offsets = torch.randint(0, 2 * PADDING + 1, (len(images), 2), generator=generator)
     flips = torch.rand(len(images), generator=generator) < 0.5
