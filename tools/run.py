@@ -113,15 +113,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=lambda text: positive(text) if text else None)
     parser.add_argument("--config", default="", help="such as num-server-rounds=3")
     given = parser.parse_args(arguments)
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has the first only
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has the first two only
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     end_orphans()
     check_memory(given.processes or os.cpu_count() or 1)
-    try:
-        return train(given.nodes, given.processes, given.config)
-    except KeyboardInterrupt:
-        return 130
+    return train(given.nodes, given.processes, given.config)
 
 
 if __name__ == "__main__":
