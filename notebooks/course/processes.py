@@ -59,6 +59,7 @@ class FlowerHome:
             "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # all is in this environment
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "PYTHONUNBUFFERED": "1",  # else a log comes when its run has ended
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "torch"),  # else it stays in /tmp
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "NO_PROXY": "127.0.0.1,localhost",
@@ -141,7 +142,7 @@ class FlowerHome:
 
     def start_process(self, name: str, *command: str) -> psutil.Popen:
         """Start a process in the background; what it prints is added to its log."""
-        environment = os.environ | self.environment | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | self.environment
         with self.log_file(name).open("ab") as log:
             self._started[name] = psutil.Popen(
                 [_find(command[0], environment), *command[1:]],
