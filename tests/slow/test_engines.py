@@ -139,7 +139,7 @@ def as_toml(config: Config) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "__pycache__"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
