@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import math
-import re
 import shlex
 import tomllib
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 import refresh
 from course import checks
-from test_notebooks import NOTEBOOKS, read, tagged
+from test_notebooks import NOTEBOOKS, read, solution_code, tagged
 
 Answer = Any
 SEEN: list[float] = []
@@ -153,10 +152,8 @@ def test_each_solution_in_the_notebooks_passes(
                 with contextlib.suppress(NameError):
                     exec(ast.unparse(part), names)
     for number, solution in tagged(notebook, "solution").items():
-        code = re.search(r"```python\n(.*?)```", solution.source, re.DOTALL)
-        assert code
         capsys.readouterr()
-        exec(code[1], names)
+        exec(solution_code(solution), names)
         exec(tagged(notebook, "check")[number].source, names)
         assert capsys.readouterr().out.startswith("✅")
 

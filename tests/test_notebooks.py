@@ -35,6 +35,12 @@ def prose(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "markdown"]
 
 
+def solution_code(cell: NotebookNode) -> str:
+    """The one block of Python in a folded solution."""
+    [code] = re.findall(r"```python\n(.*?)```", cell.source, re.DOTALL)
+    return str(code)
+
+
 def tagged(notebook: NotebookNode, kind: str) -> dict[int, NotebookNode]:
     found = {}
     for cell in notebook.cells:

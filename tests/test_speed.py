@@ -16,9 +16,9 @@ from torch._subclasses import FakeTensorMode
 
 import benchmark
 import fedlib
-from fedlib import CNN, Config, LocalGrid, Split, State, augment, data, messages, run, server_app
+from apps import NUM_NODES, finished_rounds
+from fedlib import CNN, Config, Split, State, augment, data, messages, server_app
 
-NUM_NODES = 4
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -38,11 +38,6 @@ def fresh_process() -> Iterator[None]:
         function.cache_clear()
 
 
-def finished(config: Config) -> dict[str, Any]:
-    run(LocalGrid(fedlib.make_client_app(config), NUM_NODES), config)
-    return fedlib.load_results(next(Path(config.output_dir).glob("*/*")))
-
-
 def test_each_global_model_is_serialised_once(
     three_rounds: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +48,7 @@ def test_each_global_model_is_serialised_once(
         return encode(state)
 
     monkeypatch.setattr(messages, "encode_model", count)
-    for record in finished(three_rounds)["rounds"]:
+    for record in finished_rounds(three_rounds):
         # Of a global model: once for EVALUATE, and not again for the next round's TRAIN.
         assert serialised[record["model_sha256"]] == 1
     # The first model, three global ones, and the reply of each node in each round.
@@ -72,7 +67,7 @@ def test_an_image_is_decoded_once_and_a_partition_read_once_in_a_process(
 
     monkeypatch.setattr("datasets.Image.decode_example", count)
     for folder in ("a run", "another run"):
-        finished(dataclasses.replace(three_rounds, output_dir=str(tmp_path / folder)))
+        finished_rounds(dataclasses.replace(three_rounds, output_dir=str(tmp_path / folder)))
         assert sum(decoded.values()) == 1_200 + 200
     assert data.load_partition.cache_info().misses == NUM_NODES
     assert data.load_test.cache_info().misses == data.partition_indices.cache_info().misses == 1
@@ -92,7 +87,7 @@ def test_the_mean_is_taken_on_one_thread(
     monkeypatch.setattr(server_app, "FedAvg", Watched)
     torch.set_num_threads(2)
     try:
-        finished(three_rounds)
+        finished_rounds(three_rounds)
         assert (seen, torch.get_num_threads()) == ({1}, 2)  # the central evaluation has them all
     finally:
         torch.set_num_threads(before)

@@ -15,6 +15,7 @@ import address
 import machine
 import refresh
 import run
+from course.processes import with_variable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(address.HERE.glob("[0-9][0-9]-*.ipynb"))
@@ -99,7 +100,7 @@ def test_two_runs_do_not_meet_and_one_that_is_ended_leaves_no_process() -> None:
     for number, process in runs.items():
         process.communicate()
         assert process.returncode == 128 + number
-        assert not [left for left, owner in run.of_runs() if owner == process.pid]
+        assert not [left for left, owner in with_variable(run.OWNER) if owner == str(process.pid)]
 
 
 def test_what_a_killed_run_has_left_ends_with_the_next(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = (REPOSITORY / "docs" / "your-own.md").read_text(encoding="utf-8")
 MODEL, DATA, ALGORITHM = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
 
+Changed = Callable[[str, str], list[str]]
 RUN = """
 import sys
 from fedlib import Config, LocalGrid, load_results, make_client_app, run
@@ -45,8 +48,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def changed(diff: str, small: Path, tmp_path: Path, more: str) -> list[str]:
-    """Apply the change to a copy of the app, run it there, and return the last lines."""
+@pytest.fixture
+def changed(small: Path, tmp_path: Path) -> Changed:
+    """A function that applies a change to a copy of the app and runs a program there."""
+    return partial(apply_and_run, small, tmp_path)
+
+
+def apply_and_run(small: Path, tmp_path: Path, diff: str, more: str) -> list[str]:
+    """Return the lines that the program printed."""
     ignored = shutil.ignore_patterns("fashion_mnist", "outputs", "__pycache__", "*.egg-info")
     app = shutil.copytree(REPOSITORY / "fedlib", tmp_path / "app", ignore=ignored)
     apply = ["git", "apply", "-p0", "--whitespace=error-all", "-"]
@@ -60,18 +69,16 @@ def changed(diff: str, small: Path, tmp_path: Path, more: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_another_model_is_changed_in_one_place(small: Path, tmp_path: Path) -> None:
+def test_another_model_is_changed_in_one_place(changed: Changed) -> None:
     assert MODEL.count("+++ ") == 1
-    lines = changed(MODEL, small, tmp_path, "print(*outcome(1))")
+    lines = changed(MODEL, "print(*outcome(1))")
     assert lines[-1] == "1.weight 1.bias 3.weight 3.bias"
     assert "📥 Received 3/3 results (TRAIN)" in lines
 
 
-def test_each_node_reads_its_own_file(small: Path, tmp_path: Path) -> None:
+def test_each_node_reads_its_own_file(changed: Changed) -> None:
     lines = changed(
         DATA,
-        small,
-        tmp_path,
         "outcome(1)\nfrom fedlib import client_app, open_dataset\n"
         "node = client_app.Node(Config(), 0, 3, sys.argv[1] + '/node-2.npz')\n"
         "mine = node.load(open_dataset(sys.argv[1]), 'cpu')\n"
@@ -81,11 +88,9 @@ def test_each_node_reads_its_own_file(small: Path, tmp_path: Path) -> None:
     assert "📥 Received 3/3 results (TRAIN)" in lines
 
 
-def test_momentum_on_the_server_survives_a_stop(small: Path, tmp_path: Path) -> None:
+def test_momentum_on_the_server_survives_a_stop(changed: Changed) -> None:
     lines = changed(
         ALGORITHM,
-        small,
-        tmp_path,
         "from pathlib import Path\n"
         "outcome(3); (whole,) = Path('out').glob('*/*')\n"
         "outcome(2); (part,) = {*Path('out').glob('*/*')} - {whole}\n"

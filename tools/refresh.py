@@ -36,7 +36,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 MARK = "NOTEBOOK_UNDER_TEST"
 """Environment variable by which the processes of one notebook are found again."""
-COST = re.compile(r"Computing time: (\d+) s on two cores\.(?: Memory: \d+\.\d GB\.)?")
+COST = re.compile(r"Computing time: (\d+) s on two cores\.")
 PATHS = (  # what a path becomes in a saved output
     (re.compile(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?"), "<date>/<time>"),
     (re.compile(r"offline-run-\d{8}_\d{6}-\w+"), "offline-run-<time>-<id>"),

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 from course import FlowerHome  # noqa: E402
+from course.processes import with_variable  # noqa: E402
 from fedlib import FedlibError  # noqa: E402
 
 OWNER = "FEDLIB_RUN_OWNER"
@@ -54,18 +55,11 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
     return free
 
 
-def of_runs() -> Iterator[tuple[psutil.Process, int]]:
-    """Yield the processes of all runs on this machine, and the owner of each."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, KeyError, ValueError):
-            yield process, int(process.environ()[OWNER])
-
-
 def end_orphans() -> None:
     """End what is left of runs whose program could not clean up (kill -9, a crash)."""
-    for process, owner in list(of_runs()):
-        with suppress(psutil.Error):
-            if not psutil.pid_exists(owner):
+    for process, owner in with_variable(OWNER):
+        with suppress(psutil.Error, ValueError):
+            if not psutil.pid_exists(int(owner)):
                 folder = process.environ()["FLWR_HOME"]
                 process.kill()
                 shutil.rmtree(folder, ignore_errors=True)

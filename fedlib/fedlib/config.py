@@ -117,7 +117,7 @@ class Config:
 
 
 def kebab(name: str) -> str:
-    """Return a field's name as ``--run-config`` spells it."""
+    """Return a field's name as ``--run-config`` and messages spell it."""
     return name.replace("_", "-")
 
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
 
+from fedlib.config import kebab
 from fedlib.errors import ReplyError, one_line
 from fedlib.model import State
 from fedlib.training import Weighted
@@ -135,7 +136,7 @@ def encode(message: Any, arrays: ArrayRecord | None = None) -> RecordDict:
         if record == "model":
             records[record] = arrays or encode_model(value)
         else:
-            records.setdefault(record, RECORDS[record]())[_key(entry.name)] = value
+            records.setdefault(record, RECORDS[record]())[kebab(entry.name)] = value
     return RecordDict(records)
 
 
@@ -148,7 +149,7 @@ def decode(kind: type[T], content: RecordDict) -> T:
     table: Any = fields(kind)  # type: ignore[arg-type]
     keys: dict[str, list[str]] = {}
     for entry in table:
-        keys.setdefault(entry.metadata["record"], []).append(_key(entry.name))
+        keys.setdefault(entry.metadata["record"], []).append(kebab(entry.name))
     _expect_names("content: expected the records", content, keys)
     for name, wanted in keys.items():
         if type(content[name]) is not RECORDS[name]:
@@ -171,10 +172,6 @@ def count_bytes(content: RecordDict) -> int:
         raise ReplyError(f"content: expected values that have a size, got {error}") from error
 
 
-def _key(name: str) -> str:
-    return name.replace("_", "-")
-
-
 def _expect_names(expected: str, came: Collection[str], wanted: Collection[str]) -> None:
     if set(came) != set(wanted):
         right, wrong = (", ".join(sorted(names)) or "nothing" for names in (wanted, came))
@@ -194,7 +191,7 @@ def _decode_field(entry: Any, content: RecordDict) -> Any:
             return dict(record.to_torch_state_dict())
         except Exception as error:  # bytes that are no array, an unknown dtype ...
             raise ReplyError(f"model: expected readable arrays, got {one_line(error)}") from error
-    value, name = record[_key(entry.name)], f"{name}: {_key(entry.name)}"
+    value, name = record[kebab(entry.name)], f"{name}: {kebab(entry.name)}"
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         expected = "a finite float" if kind is float else kind.__name__
         raise ReplyError(f"{name}: expected {expected}, got {reprlib.repr(value)}")

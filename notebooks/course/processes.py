@@ -209,13 +209,18 @@ def _find(program: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def _processes(folder: Path) -> list[psutil.Process]:
+def with_variable(name: str) -> list[tuple[psutil.Process, str]]:
+    """Return the processes that have an environment variable, each with its value."""
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get("FLWR_HOME") == str(folder) and process.pid != os.getpid():
-                found.append(process)
+        with suppress(psutil.Error, OSError, KeyError):
+            found.append((process, process.environ()[name]))
     return found
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    having = with_variable("FLWR_HOME")
+    return [p for p, home in having if home == str(folder) and p.pid != os.getpid()]
 
 
 def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:

@@ -7,7 +7,6 @@ them: nbmake runs them, and once is enough.
 """
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,7 @@ import pytest
 from nbformat import NotebookNode
 
 import refresh
-from test_notebooks import NOTEBOOKS, read, tagged, texts
+from test_notebooks import NOTEBOOKS, read, solution_code, tagged, texts
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS[2:], ids=lambda path: path.stem)
@@ -40,9 +39,7 @@ def solve(notebook: NotebookNode) -> None:
     """Put the folded solutions into the stubs."""
     solutions = tagged(notebook, "solution")
     for number, stub in tagged(notebook, "exercise").items():
-        code = re.search(r"```python\n(.*?)```", solutions[number].source, re.DOTALL)
-        assert code, f"solution {number} has no block of Python"
-        stub.source = code[1].rstrip()
+        stub.source = solution_code(solutions[number]).rstrip()
 
 
 SIMULATION = """
