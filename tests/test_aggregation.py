@@ -153,6 +153,28 @@ def test_buffers_keep_their_dtypes_and_take_the_rounded_mean_or_the_majority() -
     assert mean["running_mean"].tolist() == [2.0, 2.0]
 
 
+LARGE = {
+    torch.int64: [2**62, -(2**63), 10**16 + 1, 1_790_000_000_123_456_789],
+    torch.uint64: [2**63 + 5, 2**64 - 1, 0, 1],
+    torch.complex64: [1 + 2j, 0.5 - 3.5j, 1e-30 + 1e30j, 0.1 + 0.2j],
+}
+
+
+@pytest.mark.parametrize("dtype", LARGE)
+def test_large_integers_and_complex_numbers_are_exact(dtype: torch.dtype) -> None:
+    state = {"many": torch.tensor(LARGE[dtype], dtype=dtype)}
+    state["one"] = state["many"][0].clone()
+    assert bits(mean_of([(state, 3), (state, 7), (state, 10**12)])) == bits(state)
+    others = {name: tensor.flip(0) if tensor.ndim else tensor for name, tensor in state.items()}
+    mean = mean_of([(state, 1), (others, 2)])["many"].tolist()
+    pairs = zip(state["many"].tolist(), others["many"].tolist(), strict=True)
+    if dtype is torch.complex64:
+        expected = torch.tensor([(a + 2 * b) / 3 for a, b in pairs], dtype=dtype).tolist()
+        assert mean == pytest.approx(expected, rel=1e-6)
+    else:
+        assert mean == [round(Fraction(a + 2 * b, 3)) for a, b in pairs]
+
+
 @QUICK
 @given(
     hnp.arrays(

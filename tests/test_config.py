@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[str, list[Any], list[Any]]] = {
     "query-timeout": TIMEOUT,
     "query-max-delay": ("seconds, from 0 to 86400", [*NO_NUMBER, -0.1, 86_400.5], [0, 86_400]),
     "reply-timeout": TIMEOUT,
+    "roll-call-timeout": TIMEOUT,
     "server-device": NAME,
     "use-wandb": SWITCH,
     "output-dir": NAME,

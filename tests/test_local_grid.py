@@ -56,6 +56,17 @@ def test_it_is_a_grid_with_one_node_a_partition() -> None:
         assert context.run_config == {"seed": 3}
 
 
+def test_a_reply_is_a_copy_of_what_the_app_returned() -> None:
+    def count(message: Message, context: Context) -> Message:
+        kept["config"]["number"] = int(str(kept["config"]["number"])) + 1
+        return Message(kept, reply_to=message)
+
+    kept = content(0)
+    grid = make_grid(count, 1)
+    replies = [reply for i in push(grid, [7, 7, 7]) for reply in grid.pull_messages([i])]
+    assert [number_in(reply) for reply in replies] == [1, 2, 3]
+
+
 def test_nothing_runs_before_the_first_pull_and_then_one_message_a_pull() -> None:
     ran = []
 
@@ -97,7 +108,9 @@ def test_what_goes_wrong_on_a_node_comes_back_as_an_error_reply() -> None:
     ids = push(grid, [1, 2, 3]) + list(grid.push_messages([Message(content(1), 2, "query")]))
     raised, refused, fine, unknown = pull_each(grid, ids)
     assert raised.error.code == CLIENT_RAISED
-    assert "ValueError" in raised.error.reason and "no luck" in raised.error.reason
+    line = handler.__code__.co_firstlineno + 2
+    where = f"(test_local_grid.py, line {line}, in handler)"
+    assert raised.error.reason == f"ValueError: no luck {where}"
     assert raised.metadata.reply_to_message_id == ids[0]
     assert (refused.error.code, refused.error.reason) == (123, "not today")
     assert number_in(fine) == 6

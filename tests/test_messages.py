@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedlib import CNN, ReplyError, messages, state_hash
+from fedlib import CNN, ConfigError, ReplyError, messages, state_hash
 from fedlib.messages import EvaluateReply, EvaluateRequest, Identity, TrainReply, TrainRequest
 
 STATE = {
@@ -125,11 +126,19 @@ def test_a_value_of_another_type_is_refused(kind: Any, record: str, key: str) ->
             assert text.startswith(f"{record}: {key}: expected") and text.endswith(repr(value))
 
 
+@KINDS
+def test_every_number_has_a_range(kind: Any) -> None:
+    """A new one gets it by its metadata, or in ``__post_init__`` where it depends on others."""
+    bare = [e.name for e in fields(kind) if e.type in (int, float) and "range" not in e.metadata]
+    assert set(bare) <= {"partition_id", "num_correct"}
+
+
 @pytest.mark.parametrize(
     ("message", "record", "key", "lowest", "highest"),
     [
         (TrainReply(STATE, 40, 12.5, 80), "metrics", "num-examples", 1, 10**12),
         (TrainReply(STATE, 40, 12.5, 80), "metrics", "loss-weight", 1, 10**12),
+        (TrainRequest(STATE, 3, "any", 0.05), "config", "server-round", 1, 10**12),
         (EvaluateReply(20, 9.5, 0), "metrics", "num-examples", 1, 10**12),
         (EvaluateReply(20, 9.5, 15), "metrics", "num-correct", 0, 20),
         (Identity(4, 50), "config", "partition-id", 0, 49),
@@ -148,6 +157,11 @@ def test_a_value_out_of_range_is_refused(
         content = messages.encode(message)
         content[record][key] = value
         assert messages.decode(kind, content)
+
+
+def test_what_cannot_travel_is_named_before_it_is_sent() -> None:
+    with pytest.raises(ConfigError, match=r"model: b: expected a dtype .* got torch.bfloat16"):
+        messages.encode_model({"a": torch.zeros(1), "b": torch.zeros(1, dtype=torch.bfloat16)})
 
 
 @WITH_MODEL

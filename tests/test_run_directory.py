@@ -6,12 +6,14 @@ import math
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,7 @@ def state_of(server_round: int) -> dict[str, torch.Tensor]:
 def save(directory: RunDirectory, server_round: int, accuracy: float | None = 0.5) -> None:
     state = state_of(server_round)
     record = Round(server_round, 0.1, centralized_accuracy=accuracy, model_sha256=state_hash(state))
+    record.train = Stage(num_sent=1, num_received=1)
     directory.save_round(record, state, {"velocity": state["bias"]})
 
 
@@ -53,6 +56,7 @@ def stopped(config: Config, tmp_path: Path) -> Config:
     directory = reopen(config)
     for server_round in (1, 2):
         save(directory, server_round)
+    directory.close()
     path = directory.path.rename(tmp_path / "stopped")
     shutil.rmtree(config.output_dir)
     return replace(config, resume_from=str(path))
@@ -81,11 +85,12 @@ def test_it_holds_what_is_documented(config: Config) -> None:
     for server_round, accuracy in enumerate((0.4, None, 0.7, 0.6), 1):
         save(directory, server_round, accuracy)
     assert directory.best_accuracy == 0.7
+    assert (directory.path / ".lock").exists()
     directory.save_checkpoint(3, 0.7, state_of(3))
     directory.close()
     names = {path.name for path in directory.path.iterdir()}
     assert names == {"run_config.json", "results.json", "latest.pt", "checkpoints"}
-    assert all(name in (run_directory.__doc__ or "") for name in names)
+    assert all(name in (run_directory.__doc__ or "") for name in (*names, ".lock"))
 
     given = json.loads((directory.path / "run_config.json").read_text(encoding="utf-8"))
     assert Config.from_run_config(given) == config
@@ -229,8 +234,25 @@ def test_a_run_of_an_older_fedlib_can_go_on(stopped: Config) -> None:
     rewrite(path / "latest.pt", lambda latest: latest.pop("memory") and None)
     directory = reopen(stopped)
     assert directory.latest is not None and directory.latest.memory == {}
+    directory.close()
     rewrite(path / "results.json", lambda results: results["config"].pop("augmentation") and None)
     expect_refused(replace(stopped, augmentation=False), "augmentation: it had True, now False")
+
+
+def test_only_one_process_at_a_time_writes_to_a_directory(stopped: Config) -> None:
+    path = Path(stopped.resume_from)
+    command = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1])"
+    command += "; lock.acquire(); print(1, flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", command, path / ".lock"], stdin=PIPE, stdout=PIPE
+    ) as other:
+        assert other.stdout and other.stdout.readline() == b"1\n"
+        expect_refused(stopped, "got one at which another process is at work")
+        other.kill()
+    with reopen(stopped):  # a lock ends with its process, however that ends
+        expect_refused(stopped, "another process is at work")
+    assert not (path / ".lock").exists()
+    reopen(stopped).close()
 
 
 def test_a_round_that_results_are_ahead_by_is_dropped(stopped: Config) -> None:
@@ -269,6 +291,15 @@ DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     },
     "a gap": ("results.json", lambda results: results["rounds"][1].update(server_round=3)),
     "a bare first round": ("results.json", lambda results: results["rounds"].__setitem__(0, {})),
+    **{
+        f"a round with {key} {value!r}": (
+            "results.json",
+            lambda results, key=key, value=value: results["rounds"][0].update({key: value}),
+        )
+        for key in ("centralized_accuracy", "learning_rate", "train", "server_round")
+        for value in (math.nan, "0.5", [1], {"num_received": "1"})
+    },
+    "a round without a key": ("results.json", lambda r: r["rounds"][0].pop("train_loss") and None),
     "no model": ("latest.pt", lambda latest: latest.pop("model") and None),
     "another shape": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(4))),
     "NaN": ("latest.pt", lambda latest: latest["model"]["bias"].fill_(math.nan) is None),

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -183,7 +184,7 @@ def test_a_finished_run_resumes_to_nothing(
     assert state_hash(model) == hashes(read_rounds(path))[-1]
     again = json.loads((path / "results.json").read_bytes())
     assert again["rounds"] == json.loads(before)["rounds"]
-    assert "Going on after round 2" in capsys.readouterr().out
+    assert "2 rounds are done, nothing is left to do; raise num-server" in capsys.readouterr().out
 
 
 KILLED = """
@@ -218,7 +219,7 @@ def test_a_process_killed_in_the_middle_of_writing_loses_nothing(
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     path = run_directory(config)
     assert len(read_rounds(path)) == 3
-    assert list(path.glob("latest.pt.partial"))
+    assert list(path.glob("latest.pt.*.partial")) and (path / ".lock").exists()
     assert torch.load(path / "latest.pt", weights_only=True)["server_round"] == 2
     expect_the_same(replace(config, resume_from=str(path)), in_one_go())
 
@@ -334,6 +335,45 @@ def test_without_any_valid_reply_the_model_and_the_memory_stay(
     assert files == ["round-001"]  # an equal accuracy is no new best
 
 
+def test_a_run_in_which_nothing_was_trained_ends_as_an_error(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, learning_rate=10.0, local_epochs=5)
+    words = r"no node's .* lower learning-rate.* got nan"
+    with pytest.raises(fedlib.FedlibError, match=words) as caught:
+        finished_rounds(config)
+    assert "\n" not in str(caught.value)
+    assert [r["train"]["num_errors"] for r in read_rounds(run_directory(config))] == [NUM_NODES] * 2
+    assert not (run_directory(config) / "checkpoints").exists()
+    log = capsys.readouterr().out
+    assert "New best" not in log and "Finished" not in log
+
+
+def test_that_nobody_answers_query_is_said_once(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, query_timeout=0.2, query_max_delay=86_400.0)
+    assert len(finished_rounds(config)) == 2
+    log = capsys.readouterr().out
+    assert log.count("QUERY: nobody answered within 0.2 s; raise query-timeout") == 1
+
+
+def test_the_server_computes_on_one_thread(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(*arguments: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return fedlib.evaluate(*arguments)
+
+    seen: list[int] = []
+    monkeypatch.setattr(server_app, "evaluate", evaluate)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        finished_rounds(config)
+        assert seen == [1, 1] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_round_in_which_nobody_opts_in_leaves_nulls(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -385,10 +425,9 @@ def test_a_best_model_that_could_not_be_kept_is_an_error_at_the_end(config: Conf
 
 
 def test_a_node_that_is_late_or_gone_is_passed_over_and_asked_when_it_is_there(
-    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(server_app, "ROLL_CALL_TIMEOUT_S", 0.5)
-    config = replace(config, num_server_rounds=3)
+    config = replace(config, num_server_rounds=3, roll_call_timeout=0.5)
 
     def come_and_go(message: Message, partition: int) -> None:
         if message.metadata.message_type == "query":
@@ -411,6 +450,37 @@ def test_with_fewer_than_ten_nodes_one_line_says_how_to_get_fifty(
         run(LocalGrid(fedlib.make_client_app(config), num_nodes), config)
         lines = [x for x in capsys.readouterr().out.splitlines() if "num-supernodes=50" in x]
         assert [line.partition(" In a sim")[0] for line in lines] == expected
+
+
+def test_when_all_nodes_have_gone_the_last_line_says_how_to_go_on(config: Config) -> None:
+    def go(message: Message, partition: int) -> None:
+        if message.metadata.message_type == "evaluate":
+            grid.online = []
+
+    grid = FlakyGrid(Watched(config, go))
+    impatient = replace(config, reply_timeout=0.5)
+    with pytest.raises(fedlib.FedlibError) as caught:
+        run(grid, impatient)
+    path = run_directory(config)
+    assert str(caught.value).endswith(f"; to go on later: resume-from={path}")
+    rounds = finished_rounds(replace(config, resume_from=str(path)))
+    assert [record["train"]["num_received"] for record in rounds] == [NUM_NODES] * 2
+
+
+def test_an_outage_between_two_rounds_is_waited_for(config: Config) -> None:
+    class Outage(FlakyGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return [] if began and time.monotonic() < began[0] + 1.5 else self.online
+
+    def begin(message: Message, partition: int) -> None:
+        if message.metadata.message_type == "evaluate" and not began:
+            began.append(time.monotonic())
+
+    began: list[float] = []
+    config = replace(config, query_timeout=0.5)
+    run(Outage(Watched(config, begin)), config)
+    rounds = read_rounds(run_directory(config))
+    assert [record["train"]["num_received"] for record in rounds] == [NUM_NODES] * 2
 
 
 # --- what can be said before any training ------------------------------------------------------

@@ -242,3 +242,34 @@ def test_one_thread_gives_the_same_bits_and_hands_the_others_back() -> None:
     finally:
         torch.set_num_threads(before)
     assert len(found) == 1
+
+
+class Moving(CNN):
+    """Moves for real on a machine without a GPU: to another dtype in place of a device."""
+
+    def to(self, *_: Any, **__: Any) -> "Moving":
+        return super().to(torch.float64)
+
+
+def test_a_model_that_was_evaluated_can_be_trained(one_thread: None) -> None:
+    split, model = random_split(16), Moving(generator(1))
+    evaluate(model, split)
+    before = clone_state(model)
+    assert all(not parameter.is_inference() for parameter in model.parameters())
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.1, "momentum": 0.9}
+    train(model, split, generator=generator(2), **settings)
+    assert all(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_another_precision_is_trained_and_evaluated(
+    dtype: torch.dtype, one_thread: None
+) -> None:
+    split = random_split(64)
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}
+    found = []
+    for model in (new_model(), new_model().to(dtype)):
+        loss = train(model, split, momentum=0.9, generator=generator(2), **settings)
+        found.append((loss.mean, evaluate(model, split).loss.mean))
+        assert all(math.isfinite(value) for value in found[-1])
+    assert found[1] == pytest.approx(found[0], rel=0.05)

@@ -10,6 +10,10 @@ So the sum is kept in two float64 tensors, the second holding what rounding cut 
 2^100 of the largest term, so in practice the float32 model that comes out is the same, bit for bit.
 """
 
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +30,8 @@ class FedAvg:
 
     def __init__(self, reference: State) -> None:
         self._reference = reference
-        self._sum = {k: torch.zeros_like(v, dtype=_wide(v)) for k, v in reference.items()}
-        self._rest = {k: torch.zeros_like(v) for k, v in self._sum.items()}
+        self._sum: dict[str, Any] = dict.fromkeys(reference, 0)
+        self._rest: dict[str, Any] = dict.fromkeys(reference, 0)
         self.num_states = 0
         self.num_examples = 0
 
@@ -42,7 +46,7 @@ class FedAvg:
             raise ReplyError(f"num_examples: expected at least 1, got {num_examples}")
         check_state(state, self._reference)
         for name, tensor in state.items():
-            total, term = self._sum[name], tensor.to(_wide(tensor)) * num_examples
+            total, term = self._sum[name], _wide(tensor) * num_examples
             new_total = total + term
             carried = new_total - total
             self._rest[name] += (total - (new_total - carried)) + (term - carried)  # 0 of integers
@@ -53,15 +57,22 @@ class FedAvg:
     def result(self) -> dict[str, Tensor]:
         """Return the mean in the reference's dtypes; without any reply, a copy of the reference.
 
-        Integer buffers (a BatchNorm layer's batch counter, say) take the weighted mean rounded
-        to the nearest integer, booleans the weighted majority.
+        Integer buffers (a BatchNorm layer's batch counter, say) take the exact weighted mean,
+        rounded to the nearest integer, booleans the weighted majority.
         """
         if not self.num_states:
             return {name: tensor.clone() for name, tensor in self._reference.items()}
         mean = {}
         for name, wanted in self._reference.items():
-            ratio = (self._sum[name] + self._rest[name]).double() / float(self.num_examples)
-            mean[name] = (ratio if wanted.is_floating_point() else ratio.round()).to(wanted.dtype)
+            total = self._sum[name] + self._rest[name]
+            if isinstance(total, Tensor):
+                ratio = total / float(self.num_examples)
+                ratio = torch.view_as_complex(ratio) if wanted.is_complex() else ratio
+            else:
+                sums = np.array(total, dtype=object).ravel()
+                means = [round(Fraction(number, self.num_examples)) for number in sums]
+                ratio = torch.tensor(means, dtype=wanted.dtype).reshape(wanted.shape)
+            mean[name] = ratio.to(wanted.dtype)
         return mean
 
 
@@ -84,5 +95,8 @@ def server_step(config: Config, model: State, mean: State, memory: State) -> tup
     return mean, {}
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.is_floating_point() else torch.int64
+def _wide(tensor: Tensor) -> Any:
+    """Return the values in a form to sum them in: float64, or Python's own unbounded integers."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor).double()
+    return tensor.double() if tensor.is_floating_point() else tensor.numpy().astype(object)

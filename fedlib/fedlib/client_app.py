@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ from torch import nn
 from fedlib import messages
 from fedlib.config import Config
 from fedlib.data import Dataset, Partition, load_partition, open_dataset
-from fedlib.errors import DataError, FedlibError, TooLateError, one_line
+from fedlib.errors import DataError, FedlibError, TooLateError, describe
 from fedlib.model import State, check_state, make_model
 from fedlib.randomness import Stream, numpy_generator, torch_generator
 from fedlib.training import evaluate, pick_device, single_thread, train
 
 OPT_IN_PROBABILITY = 0.5
 REFUSED = 100  # code of the Error that carries a line of ours (Flower's own end below 100)
-HERE = str(Path(__file__).parent)
-LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")
 TRACE = "FEDLIB_TRACE"  # names a file to which every answered message adds when it was what
 
 
@@ -85,11 +82,7 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
     except FedlibError as error:
         return Message(Error(REFUSED, str(error)), reply_to=message)
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        *_, own = (frame for frame in frames if _is_own(frame.filename))
-        where = f"{Path(own.filename).name}, line {own.lineno}, in {own.name}"
-        reason = one_line(f"{type(error).__name__}: {error} ({where})")
-        return Message(Error(REFUSED, reason), reply_to=message)
+        return Message(Error(REFUSED, describe(error)), reply_to=message)
 
 
 def handle_train(message: Message, node: Node) -> RecordDict:
@@ -170,10 +163,6 @@ def seconds_left(message: Message) -> float:
     The sender's clock made the time stamp: between machines, their clocks must agree.
     """
     return message.metadata.created_at + message.metadata.ttl - time.time()
-
-
-def _is_own(filename: str) -> bool:
-    return HERE in filename or not any(part in filename for part in LIBRARIES)
 
 
 def _trace(message: Message, node: Node, began: float, startup_s: float) -> None:

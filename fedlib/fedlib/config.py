@@ -67,6 +67,7 @@ class Config:
     query_timeout: float = _seconds(1.0, 0.1)
     query_max_delay: float = _seconds(2.0, 0)
     reply_timeout: float = _seconds(300.0, 0.1)
+    roll_call_timeout: float = _seconds(120.0, 0.1)
     server_device: str = _name("auto")
     use_wandb: bool = _option(True, "true or false")
     output_dir: str = _name("outputs")

@@ -1,5 +1,9 @@
 """What fedlib raises. Every text is one line: who, what was expected, what came, what to do."""
 
+import os
+import traceback
+from pathlib import Path
+
 
 class FedlibError(Exception):
     """Something that a person can put right; the base of all errors that fedlib raises."""
@@ -23,6 +27,22 @@ class RunDirectoryError(FedlibError):
 
 class TooLateError(FedlibError):
     """A message has expired, or will have before it can be answered."""
+
+
+HERE = str(Path(__file__).parent)
+LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as one line, with the last place in a person's own code or in ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(frame.filename)]
+    places = [f" ({Path(f.filename).name}, line {f.lineno}, in {f.name})" for f in own[-1:]]
+    return one_line(f"{type(error).__name__}: {error}") + "".join(places)
+
+
+def _is_own(filename: str) -> bool:
+    return HERE in filename or not any(part in filename for part in LIBRARIES)
 
 
 def one_line(text: object) -> str:

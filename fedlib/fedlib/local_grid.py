@@ -19,6 +19,8 @@ from flwr.serverapp import Grid
 # before they call an app. There is no public way to do so, and this is the one place that does.
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedlib.errors import describe
+
 SERVER_NODE_ID = 1
 CLIENT_RAISED = 2  # CLIENT_APP_RAISED_EXCEPTION, which Flower's public API lacks
 
@@ -91,9 +93,10 @@ class LocalGrid(Grid):
 
     def _run(self, message: Message) -> Message | None:
         try:
-            return self.client_app(message, self.contexts[message.metadata.dst_node_id])
+            reply = self.client_app(message, self.contexts[message.metadata.dst_node_id])
+            return deepcopy(reply)  # as it would be on its way: the app may keep what it returned
         except Exception as error:  # as the engines do: the server gets an error, not a crash
-            return Message(Error(CLIENT_RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
+            return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         """Not available, nor are the next two: the abstract class asks for them."""

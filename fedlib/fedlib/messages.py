@@ -21,10 +21,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
 
 from fedlib.config import kebab
-from fedlib.errors import ReplyError, one_line
+from fedlib.errors import ConfigError, ReplyError, one_line
 from fedlib.model import State
 from fedlib.training import Weighted
 
@@ -32,10 +32,13 @@ TRAIN, QUERY, EVALUATE = MessageType.TRAIN, MessageType.QUERY, MessageType.EVALU
 IDENTIFY_ACTION = "identify"
 IDENTIFY = f"{QUERY}.{IDENTIFY_ACTION}"
 
-MAX_EXAMPLES = 10**12  # more than any node holds; keeps a liar from overflowing the server's sums
+# The ranges of what comes over the wire: more than any honest node sends, and small enough that no
+# liar can overflow the server's sums.
+COUNT = {"range": (1, 10**12)}
+LOSS_SUM = {"range": (0.0, 1e51)}  # of as many examples, each with the largest loss of float32
+LEARNING_RATE = {"range": (0.0, 10.0)}
 RECORDS = {"model": ArrayRecord, "config": ConfigRecord, "metrics": MetricRecord}
 MODEL, CONFIG, METRICS = {"record": "model"}, {"record": "config"}, {"record": "metrics"}
-FROM_1 = {"lowest": 1}
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class TrainRequest:
     """What a node is told when it shall train."""
 
     model: State = field(metadata=MODEL)
-    server_round: int = field(metadata=CONFIG)
+    server_round: int = field(metadata=CONFIG | COUNT)
     dataset: str = field(metadata=CONFIG)
-    learning_rate: float = field(metadata=CONFIG)
+    learning_rate: float = field(metadata=CONFIG | LEARNING_RATE)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,9 @@ class TrainReply:
     """Its answer: its model, its weight in the mean, and the loss (nats) as seen in training."""
 
     model: State = field(metadata=MODEL)
-    num_examples: int = field(metadata=METRICS | FROM_1)
-    loss_sum: float = field(metadata=METRICS)
-    loss_weight: int = field(metadata=METRICS | FROM_1)
+    num_examples: int = field(metadata=METRICS | COUNT)
+    loss_sum: float = field(metadata=METRICS | LOSS_SUM)
+    loss_weight: int = field(metadata=METRICS | COUNT)
 
     @property
     def loss(self) -> Weighted:
@@ -67,7 +70,7 @@ class TrainReply:
 class QueryRequest:
     """What a node is asked: will you evaluate in this round?"""
 
-    server_round: int = field(metadata=CONFIG)
+    server_round: int = field(metadata=CONFIG | COUNT)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Identity:
     """Which of how many partitions a node holds."""
 
     partition_id: int = field(metadata=CONFIG)
-    num_partitions: int = field(metadata=CONFIG | FROM_1)
+    num_partitions: int = field(metadata=CONFIG | COUNT)
 
     def __post_init__(self) -> None:
         _expect_between("config: partition-id", self.partition_id, 0, self.num_partitions - 1)
@@ -93,7 +96,7 @@ class EvaluateRequest:
     """What a node is told when it shall evaluate."""
 
     model: State = field(metadata=MODEL)
-    server_round: int = field(metadata=CONFIG)
+    server_round: int = field(metadata=CONFIG | COUNT)
     dataset: str = field(metadata=CONFIG)
 
 
@@ -101,8 +104,8 @@ class EvaluateRequest:
 class EvaluateReply:
     """Its answer: loss (nats) and correct predictions, summed over its examples."""
 
-    num_examples: int = field(metadata=METRICS | FROM_1)
-    loss_sum: float = field(metadata=METRICS)
+    num_examples: int = field(metadata=METRICS | COUNT)
+    loss_sum: float = field(metadata=METRICS | LOSS_SUM)
     num_correct: int = field(metadata=METRICS)
 
     def __post_init__(self) -> None:
@@ -124,8 +127,21 @@ REPLIES = {TRAIN: TrainReply, QUERY: QueryReply, IDENTIFY: Identity, EVALUATE: E
 
 
 def encode_model(state: State) -> ArrayRecord:
-    """Serialise a model once; the same record can go into every message of a round."""
-    return ArrayRecord({name: tensor.detach().cpu() for name, tensor in state.items()})
+    """Serialise a model once; the same record can go into every message of a round.
+
+    Raises:
+        ConfigError: A tensor has a dtype that NumPy, in whose format arrays travel, lacks.
+    """
+    arrays = {}
+    for name, tensor in state.items():
+        try:
+            arrays[name] = Array(tensor.detach().cpu())
+        except TypeError as error:
+            raise ConfigError(
+                f"model: {name}: expected a dtype that NumPy has too, as messages carry NumPy's "
+                f"arrays, got {tensor.dtype}; keep this tensor in float32"
+            ) from error
+    return ArrayRecord(arrays)
 
 
 def encode(message: Any, arrays: ArrayRecord | None = None) -> RecordDict:
@@ -178,7 +194,7 @@ def _expect_names(expected: str, came: Collection[str], wanted: Collection[str])
         raise ReplyError(f"{expected} {right}, got {wrong}")
 
 
-def _expect_between(name: str, value: int, lowest: int, highest: int) -> None:
+def _expect_between(name: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:
         raise ReplyError(f"{name}: expected {lowest} to {highest}, got {value}")
 
@@ -195,6 +211,6 @@ def _decode_field(entry: Any, content: RecordDict) -> Any:
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         expected = "a finite float" if kind is float else kind.__name__
         raise ReplyError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
-    if "lowest" in entry.metadata:
-        _expect_between(name, value, entry.metadata["lowest"], MAX_EXAMPLES)
+    if "range" in entry.metadata:
+        _expect_between(name, value, *entry.metadata["range"])
     return value

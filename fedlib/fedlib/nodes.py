@@ -1,6 +1,7 @@
 """The nodes as the server sees them: who is there, and what they answer."""
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,6 @@ POLL_INTERVAL_S = 0.02
 # The longer a question is out, the more seldom we look: over a network, looking costs both
 # sides something, and who looks the moment a reply is announced finds it without its arrays.
 POLL_SHARE, MAX_POLL_INTERVAL_S = 0.05, 0.5
-IDENTIFY_TIMEOUT_S = 100.0  # the first message waits for the processes of a busy machine
 REASON_LENGTH = 300
 EXPIRED = (3, 4)  # (REPLY_)MESSAGE_UNAVAILABLE, which Flower's public API lacks
 
@@ -32,44 +32,93 @@ class Nodes:
 
     grid: Grid  # Flower's way to them
     partitions: dict[int, int] = field(default_factory=dict)  # which one a node holds, by its id
-    num_partitions: int = 0  # how many there are, as the nodes say
+    num_partitions: int = 0  # how many there are, as most of the nodes say
+    _identities: dict[int, messages.Identity] = field(default_factory=dict)
+    _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # node and deadline, by id
+    _problems: list[str] = field(default_factory=list)
 
     def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
         """Ask new nodes which partition they hold; return those connected, by their partitions.
 
         Node ids are random and partition ids are not: sampling from the order of the partitions
-        is what makes a seed choose the same nodes in every run, on every engine. This waits until
-        there are some nodes, or with ``wait_for_all`` until every partition has its node, but for
-        ``timeout_s`` seconds at most.
+        is what makes a seed choose the same nodes in every run, on every engine.
+
+        The first call waits until the nodes that are there have answered, or with ``wait_for_all``
+        until every partition has its node. Later ones wait for nobody while any known node is
+        connected: who is new answers in the background, and takes part from then on. None waits
+        longer than ``timeout_s`` seconds.
 
         Raises:
-            FedlibError: No node is connected.
+            FedlibError: No node is connected, or none has answered.
         """
-        deadline = time.monotonic() + timeout_s
-        asked, stage = set[int](), Stage()
+        began, deadline = time.monotonic(), time.monotonic() + timeout_s
+        first, tried = not self.partitions, set[int]()
         while True:
             online = set(self.grid.get_node_ids())
-            new = online - self.partitions.keys() - asked
-            asked |= new
-            remaining = deadline - time.monotonic()
-            if new and remaining > 0:
-                known, limit_s = len(stage.problems), min(remaining, IDENTIFY_TIMEOUT_S)
-                replies = self.ask(messages.IDENTIFY, new, RecordDict(), stage, limit_s)
-                for node_id, identity in replies:
-                    self._register(node_id, identity, stage)
-                for problem in stage.problems[known:]:
-                    say(f"⚠️ roll call: {problem}")
+            tried |= self._ask_new(online - tried, deadline)
+            self._register(online, vote=first or wait_for_all)
+            silent = online & {node_id for node_id, _ in self._asked.values()}
             present = [node_id for node_id in self.partitions if node_id in online]
-            complete = 0 < self.num_partitions <= len(online)  # all of them were asked by now
-            if complete or remaining <= 0 or (present and not wait_for_all):
+            complete = 0 < self.num_partitions <= len(online - silent)
+            enough = complete if wait_for_all else present and not (first and silent)
+            if enough or time.monotonic() >= deadline:
                 break
-            time.sleep(POLL_INTERVAL_S)
+            time.sleep(_pause(began, deadline))
+        for node_id in online & self._identities.keys() - self.partitions.keys():
+            self._report(
+                f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of most "
+                f"nodes, got {self._identities[node_id].num_partitions}; give all nodes the same"
+            )
         if not present:
             raise FedlibError(
-                "no node answered in time: start SuperNodes, or a simulation with "
-                "num-supernodes above 0" + "".join(f" ({p})" for p in stage.problems[:1])
+                f"roll call: expected an answer within {timeout_s:g} s, got none from "
+                f"{len(online)} connected nodes; look at their logs, or raise the time limit"
+                + "".join(f" ({problem})" for problem in self._problems[:1])
+                if online
+                else f"roll call: expected nodes within {timeout_s:g} s, got none; start "
+                f"SuperNodes, or a simulation with num-supernodes above 0"
             )
         return sorted(present, key=lambda node_id: (self.partitions[node_id], node_id))
+
+    def _ask_new(self, online: set[int], deadline: float) -> set[int]:
+        """Ask whom we do not know yet, and return them."""
+        now = time.monotonic()
+        self._asked = {i: asked for i, asked in self._asked.items() if now < asked[1]}
+        new = online - self.partitions.keys() - {node_id for node_id, _ in self._asked.values()}
+        for node_id in new if now < deadline else ():
+            message = Message(RecordDict(), node_id, messages.IDENTIFY, ttl=deadline - now)
+            for message_id in self.grid.push_messages([message]):
+                self._asked[message_id] = node_id, deadline
+        return new
+
+    def _register(self, online: set[int], vote: bool) -> None:
+        """Take what answers have come; with ``vote``, the majority says how many partitions."""
+        while self._asked and (replies := list(self.grid.pull_messages(list(self._asked)))):
+            for message in replies:
+                node_id, _ = self._asked.pop(message.metadata.reply_to_message_id, (0, 0.0))
+                if not node_id or _is_note(message, node_id):
+                    continue
+                try:
+                    self._identities[node_id] = _read(message, messages.IDENTIFY, Stage(), None)
+                except ReplyError as error:
+                    self._report(f"{self.name(node_id)}: {_shortened(error)}")
+        if vote and self._identities:
+            counts = Counter(identity.num_partitions for identity in self._identities.values())
+            self.num_partitions = counts.most_common(1)[0][0]
+        known, self.partitions = self.partitions, {}
+        for node_id, identity in self._identities.items():
+            if identity.num_partitions == self.num_partitions:
+                self.partitions[node_id] = identity.partition_id
+        for node_id in self.partitions.keys() - known.keys():
+            holders = {n for n, p in self.partitions.items() if p == self.partitions[node_id]}
+            if len(holders & online) > 1:  # else it has come back
+                self._report(f"partition {self.partitions[node_id]}: held by several nodes")
+
+    def _report(self, problem: str) -> None:
+        """Say what is wrong with a node, once."""
+        if problem not in self._problems:
+            self._problems.append(problem)
+            say(f"⚠️ roll call: {problem}")
 
     def ask(
         self,
@@ -106,7 +155,9 @@ class Nodes:
                 waiting[message_id] = node_id
                 stage.bytes_sent += num_bytes
         deadline = time.monotonic() + timeout_s  # from now: pushing to many takes its time
-        while waiting and time.monotonic() < deadline:
+        in_time = True
+        while waiting and in_time:
+            in_time = time.monotonic() < deadline  # if not, this is the last look
             replies = list(self.grid.pull_messages(list(waiting)))
             for message in replies:
                 asked = waiting.pop(message.metadata.reply_to_message_id, None)
@@ -121,10 +172,8 @@ class Nodes:
                     continue
                 stage.num_received += 1
                 yield asked, reply
-            if waiting and not replies:
-                out_for = time.monotonic() - start
-                pause = min(max(POLL_INTERVAL_S, POLL_SHARE * out_for), MAX_POLL_INTERVAL_S)
-                time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+            if waiting and in_time and not replies:
+                time.sleep(_pause(start, deadline))
         stage.num_missing += len(silent)
         if message_type != messages.QUERY:
             late = [node_id for node_id in node_ids if node_id in silent]
@@ -136,19 +185,6 @@ class Nodes:
         partition = self.partitions.get(node_id)
         return f"node {node_id}" + ("" if partition is None else f" (partition {partition})")
 
-    def _register(self, node_id: int, identity: messages.Identity, stage: Stage) -> None:
-        if self.partitions and identity.num_partitions != self.num_partitions:
-            stage.problems.append(
-                f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of the "
-                f"nodes before it, got {identity.num_partitions}; give all nodes the same"
-            )
-            return
-        holders = {n for n, p in self.partitions.items() if p == identity.partition_id}
-        if holders and holders & set(self.grid.get_node_ids()):  # else it has come back
-            say(f"⚠️ roll call: partition {identity.partition_id} is held by another node too.")
-        self.partitions[node_id] = identity.partition_id
-        self.num_partitions = identity.num_partitions
-
 
 def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
     """Sample a fraction of the nodes uniformly, without replacement; at least one."""
@@ -156,6 +192,12 @@ def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]
     num_sampled = max(1, round(config.fraction_clients_train * len(nodes)))
     chosen = np.sort(rng.choice(len(nodes), size=num_sampled, replace=False))
     return [nodes[index] for index in chosen]
+
+
+def _pause(began: float, deadline: float) -> float:
+    now = time.monotonic()
+    pause = min(max(POLL_INTERVAL_S, POLL_SHARE * (now - began)), MAX_POLL_INTERVAL_S)
+    return max(0.0, min(pause, deadline - now))
 
 
 def _is_note(message: Message, asked: int) -> bool:
@@ -166,7 +208,7 @@ def _is_note(message: Message, asked: int) -> bool:
 
 def _read(message: Message, message_type: str, stage: Stage, sent: State | None) -> Any:
     if message.has_error():
-        raise ReplyError(message.error.reason)
+        raise ReplyError(message.error.reason or f"error {message.error.code} without a reason")
     stage.bytes_received += messages.count_bytes(message.content)
     kind = messages.REPLIES.get(message_type)
     reply: Any = messages.decode(kind, message.content) if kind else message.content

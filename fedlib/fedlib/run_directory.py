@@ -5,6 +5,7 @@ outputs/<date>/<time>/
     results.json        one record a round; every plot and every W&B log derives from it
     checkpoints/        the global model, each time that it was the best so far
     latest.pt           the last global model: what ``resume-from`` starts with
+    .lock               while a process is at work here
 """
 
 import itertools
@@ -12,15 +13,17 @@ import json
 import math
 import os
 import platform
+import secrets
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_type_hints
 
 import torch
+from filelock import FileLock, Timeout
 
 from fedlib.config import Config, absolute
 from fedlib.console import say
@@ -30,7 +33,7 @@ from fedlib.model import State, check_state, state_hash
 SCHEMA_VERSION = 1
 # Keys that do not decide what a round computes (the data set's own name is compared instead).
 MAY_CHANGE = {"output-dir", "resume-from", "use-wandb", "server-device", "dataset"}
-MAY_CHANGE |= {"query-timeout", "reply-timeout"}
+MAY_CHANGE |= {"query-timeout", "reply-timeout", "roll-call-timeout"}
 
 
 @dataclass
@@ -83,12 +86,13 @@ class RunDirectory:
     """A run's directory and what it holds.
 
     A file that cannot be written does not end the training: that is said, and tried again with the
-    next file. ``close`` tries once more, and raises.
+    next file. ``close`` tries once more, and raises. Until then, no other process can open it.
     """
 
     path: Path  # absolute
     results: dict[str, Any]  # what results.json holds; save_round appends to its "rounds"
     latest: Latest | None = None  # where a stopped run goes on; None for a new one
+    _lock: FileLock | None = None
     _unwritten: dict[str, Callable[[], None]] = field(default_factory=dict)
 
     @classmethod
@@ -102,27 +106,49 @@ class RunDirectory:
 
         Raises:
             RunDirectoryError: It cannot be written; or of a stopped run, a file is missing or
-                damaged, or config, data set or nodes are others. Its files are left as they are.
+                damaged, or config, data set or nodes are others, or another process is at work in
+            it. Its files are left as they are.
         """
         about = {"dataset": dataset, "num_partitions": num_partitions}
         about["config"] = config.to_run_config()
         if config.resume_from:
-            directory = _stopped_run(absolute(config.resume_from), reference)
-            directory._expect_same(about)
-            directory.results["config"] = about["config"]
+            path = absolute(config.resume_from)
+            directory = cls(path, {}, _lock=_acquire(path))
         else:
             rest = {"versions": _versions(), "rounds": []}
+            path = _new_folder(absolute(config.output_dir))
             results = {"schema_version": SCHEMA_VERSION, **about, **rest}
-            directory = cls(_new_folder(absolute(config.output_dir)), results)
-        write_json(directory.path / "run_config.json", about["config"])
-        write_json(directory.path / "results.json", directory.results)
+            directory = cls(path, results, _lock=_acquire(path))
+        try:
+            if config.resume_from:
+                directory.results, directory.latest = _stopped_run(path, reference)
+                directory._expect_same(about)
+                directory.results["config"] = about["config"]
+            for partial in path.rglob("*.partial"):  # left by a process that was killed
+                partial.unlink()
+            write_json(path / "run_config.json", about["config"])
+            write_json(path / "results.json", directory.results)
+        except BaseException:
+            directory._release()
+            raise
         return directory
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def best_accuracy(self) -> float:
-        """Best central accuracy so far; -1 before the first."""
-        known = [r["centralized_accuracy"] for r in self.results["rounds"]]
+        """Best central accuracy so far of a model that nodes had trained; -1 before the first."""
+        known = [r["centralized_accuracy"] for r in self.trained_rounds]
         return max((accuracy for accuracy in known if accuracy is not None), default=-1.0)
+
+    @property
+    def trained_rounds(self) -> list[dict[str, Any]]:
+        """The rounds in which the model changed: at least one node's training could be used."""
+        return [r for r in self.results["rounds"] if r["train"]["num_received"]]
 
     def save_round(self, record: Round, model: State, memory: State | None = None) -> None:
         """Write a finished round, then its model: a crash between the two loses nothing."""
@@ -142,14 +168,22 @@ class RunDirectory:
         self._attempt("best", lambda: write_atomically(file, lambda f: torch.save(state, f)))
 
     def close(self) -> None:
-        """Write what could not be written before.
+        """Write what could not be written before, and let other processes in.
 
         Raises:
             RunDirectoryError: Some of it still cannot be.
         """
         with ExitStack() as every:  # calls all of them, also when one raises
+            every.callback(self._release)
             for write in self._unwritten.values():
                 every.callback(write)
+        self._unwritten.clear()
+
+    def _release(self) -> None:
+        if self._lock:
+            with suppress(OSError):  # while we have it: afterwards it may be somebody else's
+                Path(self._lock.lock_file).unlink()
+            self._lock.release()
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
         """Write; where that fails, say so and remember it, in place of an older one of its kind."""
@@ -181,8 +215,12 @@ class RunDirectory:
 def load_results(run_directory: Path | str) -> dict[str, Any]:
     """Return what a run directory's results.json holds."""
     text = (Path(run_directory) / "results.json").read_text(encoding="utf-8")
-    results: dict[str, Any] = json.loads(text)
+    results: dict[str, Any] = json.loads(text, parse_constant=_refuse)
     return results
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant}, which is no number in JSON")
 
 
 def finite(value: float) -> float | None:
@@ -214,7 +252,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunDirectoryError: The file cannot be written; the old one, if any, is untouched.
     """
-    partial = target.with_name(target.name + ".partial")
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
@@ -256,7 +294,35 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _stopped_run(path: Path, reference: State) -> RunDirectory:
+def _acquire(path: Path) -> FileLock:
+    """Become the only one who writes to a run directory, until the lock or the process ends."""
+    lock = FileLock(path / ".lock", thread_local=False)
+    try:
+        if path.is_dir():  # else it would be made; what is missing is said by who looks for it
+            lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunDirectoryError(
+            f"resume-from {path}: expected a run that was stopped, got one at which another "
+            f"process is at work; wait for its end, or start anew without resume-from"
+        ) from error
+    except (
+        OSError,
+        NotImplementedError,
+    ):  # a file system that knows no locks, or not to be written
+        pass
+    return lock
+
+
+def _check_types(kind: type, values: Any) -> None:
+    """Check that values read from JSON are those of a Round or Stage."""
+    for name, hint in get_type_hints(kind).items():
+        if hint is Stage:
+            _check_types(Stage, values[name])
+        elif not isinstance(values[name], list if hint == list[str] else hint):
+            raise ValueError(f"{values[name]!r} as {name}")
+
+
+def _stopped_run(path: Path, reference: State) -> tuple[dict[str, Any], Latest]:
     """Read a run that was stopped; rounds after its last saved model are dropped."""
     try:
         results = load_results(path)
@@ -265,13 +331,14 @@ def _stopped_run(path: Path, reference: State) -> RunDirectory:
         latest = Latest(**torch.load(path / "latest.pt", weights_only=True, map_location="cpu"))
         check_state(latest.model, reference)
         rounds = results["rounds"][: latest.server_round]
-        records = [Round(**record) for record in rounds]
-        if [record.server_round for record in records] != [*range(1, latest.server_round + 1)]:
+        for record in rounds:
+            _check_types(Round, record)
+        if [record["server_round"] for record in rounds] != [*range(1, latest.server_round + 1)]:
             raise ValueError(f"a model of round {latest.server_round} and {len(rounds)} rounds")
-        if records[-1].model_sha256 != state_hash(latest.model):
+        if rounds[-1]["model_sha256"] != state_hash(latest.model):
             raise ValueError(f"the model of another round than {latest.server_round}")
         _ = results["config"].items(), results["dataset"], results["num_partitions"]
-        return RunDirectory(path, {**results, "rounds": rounds}, latest)
+        return {**results, "rounds": rounds}, latest
     except Exception as error:  # torch.load raises whatever its unpickler meets
         reason = one_line(f"{type(error).__name__}: {error}")[:300]
         raise RunDirectoryError(

@@ -15,7 +15,7 @@ from fedlib.aggregation import FedAvg, server_step
 from fedlib.config import Config
 from fedlib.console import say, tidy_flower_log
 from fedlib.data import Dataset, find_source, load_test, open_dataset, partition_indices
-from fedlib.errors import FedlibError
+from fedlib.errors import FedlibError, describe
 from fedlib.messages import EVALUATE, QUERY, TRAIN, EvaluateReply, encode
 from fedlib.model import State, clone_state, make_model, state_hash
 from fedlib.nodes import Nodes, sample
@@ -24,7 +24,6 @@ from fedlib.run_directory import Round, RunDirectory, Stage, finite, mean_and_st
 from fedlib.tracking import tracking
 from fedlib.training import Weighted, evaluate, pick_device, single_thread
 
-ROLL_CALL_TIMEOUT_S = 120.0
 FEW_NODES = 10
 
 
@@ -65,8 +64,8 @@ def make_server_app(config: Config | None = None) -> ServerApp:
         tidy_flower_log()
         try:
             run(grid, config or Config.from_run_config(context.run_config))
-        except FedlibError as error:
-            say(f"❌ {error}")
+        except Exception as error:
+            say(f"❌ {error if isinstance(error, FedlibError) else describe(error)}")
             raise
 
     return app
@@ -79,14 +78,26 @@ def run(grid: Grid, config: Config) -> State:
         FedlibError: Something that a person can put right; what was written stays.
     """
     server, model, first_round = start(grid, config)
-    with tracking(config.use_wandb, server.directory) as tracker:
+    with server.directory as directory, tracking(config.use_wandb, directory) as tracker:
         for server_round in range(first_round, config.num_server_rounds + 1):
             say(f"\n🔄 Starting round {server_round}/{config.num_server_rounds}")
-            model, record = run_round(server, model, server_round)
-            server.directory.save_round(record, model.state, model.memory)
+            try:
+                model, record = run_round(server, model, server_round)
+            except FedlibError as error:
+                if server_round == 1:
+                    raise
+                raise FedlibError(
+                    f"{error}; to go on later: resume-from={directory.path}"
+                ) from error
+            directory.save_round(record, model.state, model.memory)
             tracker.log(record)
-    server.directory.close()
-    say(f"\n🏁 Finished; results in {server.directory.path}")
+        if not directory.trained_rounds:
+            reasons = [text for r in directory.results["rounds"] for text in r["train"]["problems"]]
+            raise FedlibError(
+                f"no node's training could be used; if it diverged (nan), lower learning-rate; "
+                f"the last problem: {reasons[-1]}"
+            )
+    say(f"\n🏁 Finished; results in {directory.path}")
     return model.state
 
 
@@ -97,8 +108,9 @@ def start(grid: Grid, config: Config) -> tuple[Server, GlobalModel, int]:
     dataset = open_dataset(config.dataset)
     generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
     model, first_round = GlobalModel(clone_state(make_model(dataset, generator))), 1
+    messages.encode_model(model.state)  # raises where it cannot be sent
     nodes = Nodes(grid)
-    num_nodes = len(nodes.roll_call(ROLL_CALL_TIMEOUT_S, wait_for_all=True))
+    num_nodes = len(nodes.roll_call(config.roll_call_timeout, wait_for_all=True))
     partition_indices(dataset, nodes.num_partitions, config.dirichlet_alpha, config.seed)
     directory = RunDirectory.open(config, dataset.name, nodes.num_partitions, model.state)
     say(f"💾 Results go to {directory.path}")
@@ -111,17 +123,20 @@ def start(grid: Grid, config: Config) -> tuple[Server, GlobalModel, int]:
         )
     if latest := directory.latest:
         model, first_round = GlobalModel(latest.model, latest.memory), latest.server_round + 1
-        say(f"⏩ Going on after round {latest.server_round}")
+        done = latest.server_round >= config.num_server_rounds
+        then = "nothing is left to do; raise num-server-rounds to go on" if done else "going on"
+        say(f"⏩ {latest.server_round} rounds are done, {then}")
     return Server(config, nodes, dataset, device, directory), model, first_round
 
 
+@single_thread()  # the clients are at work: threads would wait for each other
 def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[GlobalModel, Round]:
     """Run one round: a global model goes in, the next one and the round's record come out."""
     config, nodes, dataset = server.config, server.nodes, server.dataset.name
     record, began = Round(server_round, config.learning_rate_at(server_round)), time.monotonic()
 
     # 1. Sample a fraction of the connected nodes.
-    online = nodes.roll_call(config.query_timeout)
+    online = nodes.roll_call(config.reply_timeout)
     sampled = sample(online, config, server_round)
     say(f"Sampled {len(sampled)} out of {len(online)} nodes.")
 
@@ -129,10 +144,9 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
     fedavg, losses = FedAvg(model.state), list[Weighted]()
     request = messages.TrainRequest(model.state, server_round, dataset, record.learning_rate)
     content = encode(request, model.arrays)
-    with single_thread():  # the clients are at work: threads would wait for each other
-        for _, reply in nodes.ask(TRAIN, sampled, content, record.train, config.reply_timeout):
-            fedavg.add(reply.model, reply.num_examples)
-            losses.append(reply.loss)
+    for _, reply in nodes.ask(TRAIN, sampled, content, record.train, config.reply_timeout):
+        fedavg.add(reply.model, reply.num_examples)
+        losses.append(reply.loss)
     report_stage("📥", "TRAIN", record.train)
 
     # 3. ... and the server makes the next global model of the mean; it is evaluated meanwhile.
@@ -154,6 +168,13 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
         evaluations = [reply for _, reply in replies]
         central.result()
     report_stage("📨", "QUERY", record.query)
+    if not record.query.num_received and all(
+        earlier["query"]["num_received"] for earlier in server.directory.results["rounds"]
+    ):
+        say(
+            f"⚠️ QUERY: nobody answered within {config.query_timeout:g} s; raise query-timeout "
+            f"(a deployed node starts a process first), and compare the machines' clocks"
+        )
     say(f"✅ {len(volunteers)}/{len(online)} nodes opted-in for evaluation (QUERY)")
     report_stage("📥", "EVALUATE", record.evaluate)
 
@@ -174,7 +195,7 @@ def evaluate_centrally(server: Server, state: State, record: Round) -> None:
     record.centralized_loss, record.centralized_accuracy = finite(loss), accuracy
     record.centralized_seconds = time.monotonic() - began
     say(f"💡 Centrally evaluated model -> loss: {loss: .4f} /  accuracy: {accuracy: .4f}")
-    if accuracy > server.directory.best_accuracy:
+    if record.train.num_received and accuracy > server.directory.best_accuracy:
         say(f"🎉 New best global model found: {accuracy:.6f}")
         server.directory.save_checkpoint(record.server_round, accuracy, state)
 

@@ -73,7 +73,7 @@ def train(
         images, labels = split.images[order], split.labels[order].to(device)
         if augmentation:
             images = augment(images, generator)
-        images = split.normalize(images).to(device)
+        images = _like(split.normalize(images), model)
         for start in range(0, len(split), batch_size):
             batch = slice(start, start + batch_size)
             optimizer.zero_grad()
@@ -118,19 +118,24 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
     return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-@torch.inference_mode()
 def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
     """Evaluate the model, on ``device``: losses are summed example by example, divided once."""
-    model.to(device).eval()
+    model.to(device).eval()  # not in the block below: what moves there cannot be trained any more
     loss_sum, num_correct = 0.0, 0
-    for start in range(0, len(split), EVALUATION_BATCH_SIZE):
-        batch = slice(start, start + EVALUATION_BATCH_SIZE)
-        labels = split.labels[batch].to(device)
-        logits = model(split.normalize(split.images[batch]).to(device))
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        loss_sum += losses.cpu().double().sum().item()  # not every device has float64
-        num_correct += int((logits.argmax(dim=1) == labels).sum())
+    with torch.inference_mode():
+        for start in range(0, len(split), EVALUATION_BATCH_SIZE):
+            batch = slice(start, start + EVALUATION_BATCH_SIZE)
+            labels = split.labels[batch].to(device)
+            logits = model(_like(split.normalize(split.images[batch]), model))
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            loss_sum += losses.cpu().double().sum().item()  # not every device has float64
+            num_correct += int((logits.argmax(dim=1) == labels).sum())
     return Evaluation(Weighted(loss_sum, len(split)), Weighted(num_correct, len(split)))
+
+
+def _like(images: Tensor, model: nn.Module) -> Tensor:
+    """Return the images on the model's device and in its dtype (those of its first parameter)."""
+    return images.to(next(model.parameters(), images))
 
 
 @contextmanager
