@@ -82,9 +82,13 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_ends_with_1_and_says_why() -> None:
-    failed = subprocess.run([*RUN, "--config", "nonsense=3"], capture_output=True, check=False)
-    assert failed.returncode == 1
-    assert b"Invalid run configuration" in failed.stdout
+    for config, words in (
+        ("seed='none'", b"Invalid run configuration"),
+        ("seed=3 local-epoch=3", b"unknown key 'local-epoch'; did you mean local-epochs?"),
+    ):
+        failed = subprocess.run([*RUN, "--config", config], capture_output=True, check=False)
+        assert failed.returncode == 1
+        assert words in failed.stdout + failed.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="another kind of signals")

@@ -7,6 +7,7 @@ failed (``flwr run`` ends with 0 then), with 130 on Ctrl-C, and no process is le
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 from course import FlowerHome  # noqa: E402
 from course.processes import with_variable  # noqa: E402
-from fedlib import FedlibError  # noqa: E402
+from fedlib import Config, FedlibError  # noqa: E402
 
 OWNER = "FEDLIB_RUN_OWNER"
 """Environment variable with the process id of this program, in all processes of its run."""
@@ -53,6 +54,19 @@ def free_memory(group: Path = Path("/sys/fs/cgroup")) -> float:
         limit = int((group / "memory.max").read_text(encoding="utf-8"))
         free = min(free, limit - int((group / "memory.current").read_text(encoding="utf-8")))
     return free
+
+
+def check_keys(config: str) -> None:
+    """Name a misspelt key, as Flower's own line ([code: 15]) does not.
+
+    Raises:
+        SystemExit: With one line.
+    """
+    for key in set(re.findall(r"(?:^|\s)([\w-]+)\s*=", config)) - Config().to_run_config().keys():
+        try:
+            Config.from_run_config({key: None})
+        except FedlibError as error:
+            sys.exit(str(error))
 
 
 def end_orphans() -> None:
@@ -110,6 +124,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has the first two only
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    check_keys(given.config)
     end_orphans()
     check_memory(given.processes or os.cpu_count() or 1)
     return train(given.nodes, given.processes, given.config)

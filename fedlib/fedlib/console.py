@@ -8,6 +8,8 @@ import sys
 
 from fedlib.errors import FedlibError
 
+TOLD_ELSEWHERE = ("Message TTL has expired", "a message by RayBackend", "The actor died")
+
 logger = logging.getLogger("fedlib")
 
 
@@ -33,10 +35,11 @@ def say(line: str) -> None:
 
 
 def tidy_flower_log() -> None:
-    """Keep two things out of Flower's log that would bury the round log.
+    """Keep three things out of Flower's log that would bury the round log.
 
-    One is an ERROR line for every reply that comes too late: a late node is part of the plan here.
-    The other is the traceback of a ``FedlibError``, whose one line says what to do.
+    An ERROR line for every reply that comes too late: a late node is part of the plan here. The
+    traceback of a ``FedlibError``, whose one line says what to do. And what a simulation says,
+    in three records, of a client process that died: the round log names the node.
     """
     logging.getLogger("flwr").addFilter(_tidy)  # a second time changes nothing
 
@@ -44,4 +47,4 @@ def tidy_flower_log() -> None:
 def _tidy(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], FedlibError):
         record.exc_info = None
-    return "Message TTL has expired" not in record.getMessage()
+    return not any(words in record.getMessage() for words in TOLD_ELSEWHERE)

@@ -168,14 +168,8 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
         evaluations = [reply for _, reply in replies]
         central.result()
     report_stage("📨", "QUERY", record.query)
-    if not record.query.num_received and all(
-        earlier["query"]["num_received"] for earlier in server.directory.results["rounds"]
-    ):
-        say(
-            f"⚠️ QUERY: nobody answered within {config.query_timeout:g} s; raise query-timeout "
-            f"(a deployed node starts a process first), and compare the machines' clocks"
-        )
     say(f"✅ {len(volunteers)}/{len(online)} nodes opted-in for evaluation (QUERY)")
+    explain_silence(server, record.query)
     report_stage("📥", "EVALUATE", record.evaluate)
 
     # 6. Mean and standard deviation over the nodes.
@@ -224,6 +218,17 @@ def report_stage(symbol: str, name: str, stage: Stage) -> None:
     say(f"{symbol} Received {stage.num_received}/{stage.num_sent} results ({name})")
     for problem in stage.problems:
         say(f"⚠️ {name}: {problem}")
+
+
+def explain_silence(server: Server, query: Stage) -> None:
+    """Say what to look at in the first round in which nobody answered QUERY."""
+    before = [Stage(**earlier["query"]) for earlier in server.directory.results["rounds"]]
+    silent = [stage.num_missing == stage.num_sent for stage in (*before, query)]
+    if silent[-1] and not any(silent[:-1]):
+        say(
+            f"⚠️ QUERY: nobody answered within {server.config.query_timeout:g} s; raise "
+            f"query-timeout (a deployed node starts a process first), or compare the clocks"
+        )
 
 
 app = make_server_app()
