@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import fedlib
@@ -16,10 +17,20 @@ PYPROJECT = Path(fedlib.__file__).parents[1] / "pyproject.toml"
 TABLE = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]["config"]
 DEFAULTS: dict[str, Any] = TABLE
 
-NO_NUMBER: list[Any] = [True, False, "0.1", None, [0.1], math.nan, math.inf, -math.inf]
-NO_INT: list[Any] = [True, False, 1.0, "1", None, [1], math.nan, math.inf]
-NO_STR: list[Any] = [1, 0.5, True, None, ["x"], b"x", Path("x")]
-NO_BOOL: list[Any] = [0, 1, "true", None, 1.0, []]
+NO_NUMBER: list[Any] = [
+    True,
+    np.bool_(False),
+    "0.1",
+    Path("0.1"),
+    None,
+    [0.1],
+    math.nan,
+    math.inf,
+    -math.inf,
+]
+NO_INT: list[Any] = [True, np.bool_(True), np.float64(3), 1.0, "1", None, [1], math.nan, math.inf]
+NO_STR: list[Any] = [1, 0.5, True, None, ["x"], b"x", np.int64(1)]
+NO_BOOL: list[Any] = [0, 1, np.int64(1), "true", None, 1.0, []]
 COUNT = ("a whole number, 1 or more", [*NO_INT, 0, -1], [1, 10**6])
 SHARE = ("a number above 0 and at most 1", [*NO_NUMBER, 0, 0.0, -0.1, 1.0000001], [1e-9, 0.3, 1])
 TIMEOUT = ("seconds, from 0.1 to 86400", [*NO_NUMBER, 0, 0.0999, -1.0, 86_401], [0.1, 3, 86_400])
@@ -75,7 +86,8 @@ def test_only_values_of_the_right_type_and_range_are_accepted(key: str) -> None:
     for value in bad:
         wanted, came = refuse({key: value}).split(", got ")
         assert wanted == f"run config: {key}: expected {accepted}"
-        assert came == repr(value) or float(came) == value  # 0 may be told as 0.0
+        plain = value.item() if isinstance(value, np.generic) else value
+        assert came.strip("'") == str(plain) or came == repr(plain) or float(came) == plain
         with pytest.raises(ConfigError):
             Config(**{key.replace("-", "_"): value})
         with pytest.raises(ConfigError):
@@ -87,6 +99,24 @@ def test_only_values_of_the_right_type_and_range_are_accepted(key: str) -> None:
         assert values == {**DEFAULTS, key: value}  # the others keep their defaults
         assert type(values[key]) is type(DEFAULTS[key])  # the wire tells 1 from 1.0
         assert Config.from_run_config(values) == config
+
+
+def test_numpys_scalars_and_paths_become_what_the_wire_and_json_know() -> None:
+    given = {
+        "learning_rate": np.float64(0.1),
+        "dirichlet_alpha": np.int32(3),
+        "use_wandb": np.True_,
+    }
+    given |= {"momentum": np.float32(0.5), "local_epochs": np.uint8(3)}
+    given |= {"output_dir": Path("/a", "b"), "learning_rate_schedule": np.str_("step")}
+    values = vars(Config(**given))
+    expected = {"learning_rate": 0.1, "dirichlet_alpha": 3.0, "use_wandb": True, "momentum": 0.5}
+    expected |= {
+        "local_epochs": 3,
+        "output_dir": str(Path("/a/b")),
+        "learning_rate_schedule": "step",
+    }
+    assert repr({key: values[key] for key in expected}) == repr(expected)  # types, too
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,54 @@ def test_nothing_is_overwritten_and_a_folder_that_cannot_be_is_one_line(made: Cr
         make_credentials(made.key / "credentials", 1)
 
 
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("2001:DB8::1", "2001:db8::1"),
+        ("*.example.org", "*.example.org"),
+        ("fl_server", "fl_server"),  # as Docker Compose allows
+        ("a" * 63 + ".10x", "a" * 63 + ".10x"),
+        ("münchen.example", "xn--mnchen-3ya.example"),  # RFC 3492's algorithm, with other tools
+        ("*.Straße.example", "*.xn--strae-oqa.example"),  # IDNA 2008; of 2003, it was strasse
+    ],
+)
+def test_a_name_or_an_address_is_written_as_clients_look_for_it(
+    host: str, written: str, tmp_path: Path
+) -> None:
+    assert hosts(make_credentials(tmp_path / "new", 0, [host]).certificate) == {written}
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "https://superlink.example.org:8000",
+        *("host:8000", "", "a b", " host", "host\n", "[::1]", "256.1.1.1", "10.0.0", "1.2.3.4:80"),
+        *("-host", "host-", "a..b", ".a", "a.", "a" * 64, ".".join(["a" * 60] * 5), "münchen:80"),
+        *("*", "*.org", "a.*.example.org", "f*.example.org", "*.*.example.org", "mün chen.example"),
+    ],
+)
+def test_a_host_that_no_client_could_match_is_refused_and_nothing_is_written(
+    host: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FedlibError) as refusal:
+        make_credentials(tmp_path / "new", 1, ["superlink", host])
+    assert str(refusal.value) == (
+        "credentials: expected a host's name (superlink.example.org) or IP address, without "
+        f"https://, port or brackets, got {host!r}"
+    )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("num_nodes", "names"), [(-2, ["superlink"]), (1, [])])
+def test_fewer_than_no_nodes_and_no_hosts_are_refused(
+    num_nodes: int, names: list[str], tmp_path: Path
+) -> None:
+    expected = f"one or more hosts and 0 or more nodes, got {len(names)} hosts and {num_nodes} node"
+    with pytest.raises(FedlibError, match=expected):
+        make_credentials(tmp_path / "new", num_nodes, names)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_program_makes_them_for_this_machine_and_other_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

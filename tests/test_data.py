@@ -1,8 +1,11 @@
 """Decoding, caching, partitioning and splitting, against Flower Datasets itself."""
 
+import io
+import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ import pytest
 import torch
 from flwr_datasets import FederatedDataset
 from flwr_datasets.partitioner import DirichletPartitioner
+from PIL import Image
 
 import fedlib
 import make_fashion_mnist
@@ -202,11 +206,13 @@ FAULTS: dict[str, dict[str, Any]] = {
     "images of two sizes": {"shapes": {"train": [(28, 28), (28, 32)]}},
     "test images of another size": {"shapes": {"test": [(32, 32)]}},
     "unlabelled rows": {"labels": {"test": [-1] * 10}},
+    "whole numbers as labels": {"columns": {"image": PICTURE, "label": NUMBER}},
 }
 BLACK = make_fashion_mnist.png(np.zeros((28, 28), np.uint8))
 CHANGES: dict[str, tuple[str, Callable[[list[Any]], object]]] = {
     "black images": ("train", lambda rows: [row["image"].update(bytes=BLACK) for row in rows]),
     "no picture": ("train", lambda rows: rows[3]["image"].update(bytes=b"no picture")),
+    "a missing picture": ("train", lambda rows: rows[3].update(image=None)),
 }
 
 
@@ -225,6 +231,73 @@ def test_a_folder_that_cannot_be_used_is_one_line_and_leaves_nothing(
         assert str(folder) in text
         assert "FEDLIB_CACHE_DIR" not in text  # the cache is not to blame
     assert [path.suffix for path in cache.iterdir()] == [".lock"]
+
+
+def test_a_file_without_the_librarys_kinds_of_columns_is_told_how_it_gets_them(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = write_folder(tmp_path / "numbers", **FAULTS["whole numbers as labels"])
+    text = refuse(lambda: open_dataset(str(folder)))
+    made_of = "integers from 0 after cast_column(name, ClassLabel(names=[...]))"
+    assert f"0 columns of the kind ClassLabel ({made_of}) among {{'image': 'Image', " in text
+    for file in folder.iterdir():  # as pandas writes it, without what datasets adds
+        pq.read_table(file).to_pandas().to_parquet(file)
+    text = refuse(lambda: open_dataset(str(folder)))
+    assert "0 columns of the kind Image (files' bytes after cast_column(name, Image()))" in text
+
+
+def encode(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "TIFF")  # which knows all these modes
+    return file.getvalue()
+
+
+def write_pictures(folder: Path, picture: Image.Image) -> Path:
+    """Write a folder in which every image is this one."""
+    write_folder(folder)
+    for split in SIZES:
+        change_file(
+            folder, split, lambda rows: [r["image"].update(bytes=encode(picture)) for r in rows]
+        )
+    return folder
+
+
+def test_bilevel_and_palette_images_become_grey_and_coloured(tmp_path: Path, cache: Path) -> None:
+    bilevel = Image.new("1", (2, 2))
+    bilevel.putpixel((1, 0), 1)
+    palette = Image.new("P", (2, 2))
+    palette.putpalette([10, 20, 30, 250, 100, 0])
+    palette.putpixel((1, 0), 1)
+    dark, light = [10, 20, 30], [250, 100, 0]
+    for picture, expected in (
+        (bilevel, [[0, 255], [0, 0]]),
+        (palette, [[dark, light], [dark, dark]]),
+    ):
+        dataset = open_dataset(str(write_pictures(tmp_path / f"of {picture.mode}", picture)))
+        assert load_test(dataset).images.tolist() == [expected] * SIZES["test"]
+    assert dataset.shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F", "LA", "RGBA", "CMYK"])
+def test_images_that_bytes_cannot_hold_are_refused_by_their_modes_name(
+    mode: str, tmp_path: Path, cache: Path
+) -> None:
+    folder = write_pictures(tmp_path / "images", Image.new(mode, (2, 2)))
+    text = refuse(lambda: open_dataset(str(folder)))
+    assert f"images of mode {mode}, not of L, RGB, 1, P" in text
+
+
+def test_a_single_pixel_that_is_not_black_has_a_mean_and_a_deviation(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = write_pictures(tmp_path / "images", Image.new("L", (28, 28)))
+    one = np.zeros((28, 28), np.uint8)
+    one[3, 4] = 51  # a fifth of white
+    picture = encode(Image.fromarray(one))
+    change_file(folder, "train", lambda rows: rows[7]["image"].update(bytes=picture))
+    dataset, share = open_dataset(str(folder)), 1 / (30 * 28 * 28)
+    assert dataset.mean == pytest.approx((0.2 * share,), rel=5e-4)  # four digits
+    assert dataset.std == pytest.approx((0.2 * (share * (1 - share)) ** 0.5,), rel=5e-4)
 
 
 def test_a_mended_folder_is_read_anew_and_a_killed_decode_is_not_taken_for_data(
@@ -252,6 +325,89 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("FEDLIB_CACHE_DIR", str(in_the_way))
     text = refuse(lambda: open_dataset(str(folder)))
     assert f"data cache {in_the_way}" in text and "set FEDLIB_CACHE_DIR" in text
+
+
+INFO = {"class_names": NAMES, "shape": [1, 28, 28], "mean": [0.5], "std": [0.25]}
+DAMAGED = [
+    *("", "{", "[]", json.dumps({k: v for k, v in INFO.items() if k != "std"})),
+    *(json.dumps(INFO | {"mean": mean}) for mean in ([float("nan")], ["0.5"], [], None, [1.5])),
+    *(json.dumps(INFO | {"std": std}) for std in ([0.0], [float("inf")], [0.2, 0.2], 0.25)),
+    *(json.dumps(INFO | {"shape": shape}) for shape in ([1, 28], [1.0, 28, 28], [1, 0, 28], "1ab")),
+    *(json.dumps(INFO | {"class_names": names}) for names in ([], "abcde", [1, 2], None)),
+]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_information_in_the_cache_is_one_line_that_says_what_to_delete(
+    text: str, tmp_path: Path, cache: Path
+) -> None:
+    source = find_source(str(write_folder(tmp_path / "images")))
+    file = source.cache_folder / "info.json"
+    open_dataset(source.path)
+    file.write_text(json.dumps(INFO), encoding="utf-8")
+    data._open.cache_clear()  # as a new process
+    assert open_dataset(source.path).mean == (0.5,)
+    data._open.cache_clear()
+    file.write_text(text, encoding="utf-8")
+    refusal = refuse(lambda: open_dataset(source.path))
+    assert f"data cache {file}: " in refusal and f"delete the folder {file.parent}," in refusal
+    shutil.rmtree(file.parent)
+    assert open_dataset(source.path).shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels", "test_images", "test_labels"])
+@pytest.mark.parametrize("keep", [slice(0), slice(-1), None])
+def test_damaged_arrays_in_the_cache_are_found_when_the_data_set_is_opened(
+    name: str, keep: slice | None, tmp_path: Path, cache: Path
+) -> None:
+    source = find_source(str(write_folder(tmp_path / "images")))
+    file = source.cache_folder / f"{name}.npy"
+    dataset = open_dataset(source.path)
+    partitions = dataset.folder / "partitions-2-alpha-1000000.0-seed-1"
+    fedlib.partition_indices(dataset, 2, 1e6, 1)
+    for damaged in (file, partitions / "indices.npy"):
+        content = damaged.read_bytes()
+        damaged.unlink()
+        if keep is not None:
+            damaged.write_bytes(content[keep])
+    data._open.cache_clear()
+    fedlib.partition_indices.cache_clear()
+    text = refuse(lambda: open_dataset(source.path))
+    assert f"data cache {file}: " in text and f"delete the folder {file.parent}," in text
+    text = refuse(lambda: fedlib.partition_indices(dataset, 2, 1e6, 1))
+    assert "indices.npy: " in text and f"delete the folder {partitions}," in text
+
+
+def test_a_folder_behind_a_link_keeps_the_name_it_was_given(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node, the link may lead elsewhere."""
+    folder = write_folder(tmp_path / "images")
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    assert str(find_source(str(link))) == open_dataset(str(link)).name == str(link)
+    assert find_source(str(link)).cache_folder == find_source(str(folder)).cache_folder
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_source("link").name == find_source("~/link").name == str(link)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="root alone may change")
+def test_a_user_without_a_home_directory_is_told_what_to_set(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, fedlib\n"
+        "os.setuid(54321)  # of whom there is no entry\n"
+        "if len(sys.argv) > 1: os.environ['HOME'] = sys.argv[1]\n"
+        "try: print(fedlib.find_source('fashion-mnist')), fedlib.open_dataset()\n"
+        "except fedlib.DataError as error: print(error)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in {"HOME", "FEDLIB_CACHE_DIR"}}
+    (tmp_path / "another's").mkdir(mode=0o700)
+    for home, expected in (([], "got none for this user"), (["another's"], "Permission denied")):
+        command = [sys.executable, "-c", script, *(str(tmp_path / name) for name in home)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        line = done.stdout.splitlines()[-1]
+        assert line.startswith("data cache ") and expected in line and "FEDLIB_CACHE_DIR" in line
 
 
 def test_many_at_the_same_time_build_once(tmp_path: Path) -> None:

@@ -198,18 +198,53 @@ def test_a_run_that_raises_is_closed_as_failed_and_what_is_not_known_is_left_out
 def test_a_failing_wandb_is_reported_once_and_stops_nothing(
     config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Somebody else closes the W&B run after round 1."""
+    """Somebody else shuts W&B down after round 1."""
     import wandb
 
     with tracked(config) as (directory, tracker):
         log(directory, tracker, 1, centralized_loss=2.5)
-        assert wandb.run is not None
-        wandb.run.finish()
+        wandb.teardown()
         for server_round in (2, 3):
             log(directory, tracker, server_round, centralized_loss=2.0)
     text = capsys.readouterr().out
     assert text.count("⚠️") == text.count("⚠️ W&B stopped") == 1
     assert sorted(recorded(directory.path).history) == [1]
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_run_that_the_user_has_open_goes_on_and_fedlibs_is_another(
+    sweep: bool, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a sweep, whose agent sets these variables: the user's run is the sweep's."""
+    import wandb
+
+    wandb.teardown()  # the variables are read when it starts
+    if sweep:
+        parameters = tmp_path / "parameters.yaml"
+        parameters.write_text("lr:\n  value: 0.3\n", encoding="utf-8")
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+        monkeypatch.setenv("WANDB_RUN_ID", "of-the-sweep")
+        monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(parameters))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "theirs").mkdir()
+    settings = wandb.Settings(silent=True, console="off")
+    theirs = wandb.init(project="mine", dir=tmp_path / "theirs", settings=settings)
+    for step in range(100):
+        theirs.log({"x": step})
+    with tracked(config) as (directory, tracker):
+        assert wandb.run is theirs
+        log(directory, tracker, 1, centralized_loss=2.5)
+        theirs.log({"x": 100})
+    assert wandb.run is theirs and theirs.sweep_id == ("sweep" if sweep else None)
+    theirs.log({"x": 101})
+    theirs.finish()
+    wandb.teardown()
+    seen = recorded(tmp_path / "theirs")
+    assert seen.exit_codes == [0] and (sweep or seen.project == "mine")
+    assert seen.history == {step: {"x": step} for step in range(102)}
+    ours = recorded(directory.path)
+    assert (ours.project, ours.exit_codes) == ("fedlib", [0])
+    assert ours.history == {1: {"centralized_loss": 2.5, "learning_rate": 0.1}}
 
 
 def test_a_wandb_that_cannot_start_at_all_costs_a_line_an_attempt(

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedlib.errors import ConfigError
 from fedlib.schedule import SCHEDULES, learning_rate
 
@@ -37,6 +39,8 @@ def _name(default: str) -> Any:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Every knob of a run, with its default; immutable and checked.
+
+    NumPy's scalars become Python's, and paths become texts.
 
     Raises:
         ConfigError: A value has the wrong type or is outside its range; the text names the key
@@ -76,13 +80,18 @@ class Config:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, accepts = getattr(self, option.name), option.metadata["accepts"]
+            if isinstance(value, np.generic):
+                value = value.item()
+            elif isinstance(value, Path):
+                value = str(value)
             if option.type is float and type(value) is int:  # TOML, like people, writes 1 for 1.0
                 with suppress(OverflowError):
-                    object.__setattr__(self, option.name, value := float(value))
+                    value = float(value)
             if type(value) is not option.type or not option.metadata["check"](value):
                 raise ConfigError(
                     f"run config: {kebab(option.name)}: expected {accepts}, got {value!r}"
                 )
+            object.__setattr__(self, option.name, value)
 
     @classmethod
     def from_run_config(cls, run_config: Mapping[str, Any]) -> "Config":

@@ -9,12 +9,15 @@ each request, and the SuperLink knows the public half. As a program:
 import argparse
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import idna
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,6 +27,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fedlib.errors import FedlibError
 
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"  # of a host's name, between its dots
+HOST = re.compile(rf"(?=.{{1,253}}$)(\*\.{LABEL}\.)?({LABEL}\.)*(?!\d+$){LABEL}")  # not 256.1.1.1
 VALID_DAYS = 365
 PRIVATE, PUBLIC = 0o600, 0o644
 
@@ -49,8 +54,14 @@ def make_credentials(
     is reached), make a new set. The folder is empty or new, and outside any repository.
 
     Raises:
-        FedlibError: The folder holds something or cannot be written.
+        FedlibError: The folder holds something or cannot be written, a host is neither a name nor
+            an address, or there are no hosts or fewer than no nodes.
     """
+    if num_nodes < 0 or not hosts:
+        raise FedlibError(
+            f"credentials: expected one or more hosts and 0 or more nodes, got {len(hosts)} hosts "
+            f"and {num_nodes} nodes"
+        )
     node_keys = tuple(folder / f"node-{n}" for n in range(num_nodes))
     paths = Credentials(
         folder, folder / "ca.crt", folder / "server.pem", folder / "server.key", node_keys
@@ -139,10 +150,20 @@ def _name(text: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
-    try:
+    """Return an address, or a name as clients look for it: ``xn--mnchen-3ya.example``, say."""
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    star = "*." if host.startswith("*.") else ""
+    with suppress(UnicodeError):
+        name = (
+            host if host.isascii() else star + idna.encode(host[len(star) :], uts46=True).decode()
+        )
+        if HOST.fullmatch(name):
+            return x509.DNSName(name)
+    raise FedlibError(
+        f"credentials: expected a host's name (superlink.example.org) or IP address, without "
+        f"https://, port or brackets, got {host!r}"
+    )
 
 
 def _main() -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlib.config import absolute
 from fedlib.errors import DataError, one_line
 
 FASHION_MNIST = "fashion-mnist"
@@ -33,7 +35,12 @@ HUB_TIMEOUT_S = 10.0
 VALIDATION_FRACTION = 0.2
 MIN_PARTITION_SIZE = 10  # DirichletPartitioner's own default, as is the next one FederatedDataset's
 SHUFFLE_SEED = 42
-CACHE_VERSION = "2"  # of the files that _decode writes
+CACHE_VERSION = "3"  # of the files that _decode writes
+MODES = {"L": "L", "RGB": "RGB", "1": "L", "P": "RGB"}  # Pillow's; what an image is decoded to
+KINDS = {  # of columns, and how the library datasets makes one
+    "Image": "files' bytes after cast_column(name, Image())",
+    "ClassLabel": "integers from 0 after cast_column(name, ClassLabel(names=[...]))",
+}
 ADVICE = (
     "; where fedlib is installed (pip install ./fedlib), dataset='fashion-mnist' needs no "
     "download; or set it to the absolute path of a folder of parquet files"
@@ -93,8 +100,9 @@ class Source:
     cache_folder: Path  # where its arrays lie, or will; a folder whose files changed has another
 
     def __str__(self) -> str:
-        if self.cache_folder.is_dir():
-            return f"{self.name}, from the cache"
+        with suppress(OSError):  # a cache that may not be entered is opened next, and refused
+            if self.cache_folder.is_dir():
+                return f"{self.name}, from the cache"
         if not Path(self.path).is_absolute():
             return f"{self.name}, from the Hugging Face Hub"
         return self.name if self.name == self.path else f"{self.name}, from {self.path}"
@@ -105,22 +113,28 @@ def find_source(name: str) -> Source:
 
     Raises:
         DataError: It is neither fashion-mnist nor like a name on the Hub nor a folder of parquet
-            files.
+            files; or there is no home directory for the cache.
     """
-    root = Path(os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib").expanduser()
-    root /= CACHE_VERSION
+    place = os.environ.get("FEDLIB_CACHE_DIR") or "~/.cache/fedlib"
+    try:
+        root = Path(place).expanduser() / CACHE_VERSION
+    except RuntimeError as error:  # a container's user, of whom the machine knows nothing
+        raise DataError(
+            f"data cache {place}: expected a home directory, got none for this user; "
+            f"set HOME to a folder that can be written, or both FEDLIB_CACHE_DIR and HF_HOME"
+        ) from error
     if name == FASHION_MNIST:
         return Source(name, _included_copy() or HUB_NAME, root / name)
-    try:
-        folder = Path(name).expanduser().resolve()
-        files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else []
+    state, is_folder = [], False
+    with suppress(OSError, RuntimeError):  # a name too long, links in a circle
+        folder = absolute(name)
+        is_folder = folder.is_dir()
+        files = sorted(folder.rglob("*.parquet")) if is_folder else []
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except (OSError, RuntimeError):  # a name too long, a home of nobody
-        state = []
     if state:
-        digest = hashlib.sha256(repr((str(folder), state)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((str(folder.resolve()), state)).encode()).hexdigest()[:16]
         return Source(str(folder), str(folder), root / f"folder-{digest}")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not folder.is_dir():
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not is_folder:
         return Source(name, name, root / "hub" / name)
     raise DataError(
         f"dataset: expected {FASHION_MNIST}, another data set of the Hugging Face Hub (owner/name) "
@@ -146,7 +160,8 @@ def open_dataset(name: str = FASHION_MNIST) -> Dataset:
     of another data set on the Hub (``owner/name``), or a folder of parquet files.
 
     Raises:
-        DataError: It is unknown, out of reach or unreadable, or the cache cannot be written.
+        DataError: It is unknown, out of reach or unreadable; or the cache cannot be written, or is
+            damaged.
     """
     return _open(find_source(name))
 
@@ -155,9 +170,10 @@ def open_dataset(name: str = FASHION_MNIST) -> Dataset:
 def _open(source: Source) -> Dataset:
     folder = source.cache_folder
     _build_once(folder, lambda target: _decode(source, target))
-    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-    keys = ("class_names", "shape", "mean", "std")
-    return Dataset(source.name, folder, *(tuple(info[key]) for key in keys))
+    dataset = Dataset(source.name, folder, *_read(folder / "info.json", _info))
+    for split in ("train", "test"):
+        _select(dataset, split, slice(0), "cpu")  # a damaged file is found before any training
+    return dataset
 
 
 @lru_cache(maxsize=4)
@@ -207,24 +223,55 @@ def partition_indices(
     """
     folder = dataset.folder / f"partitions-{num_partitions}-alpha-{float(alpha)!r}-seed-{seed}"
     _build_once(folder, lambda target: _partition(dataset, num_partitions, alpha, seed, target))
-    indices, offsets = np.load(folder / "indices.npy"), np.load(folder / "offsets.npy")
+    indices, offsets = (_read(folder / f"{name}.npy", np.load) for name in ("indices", "offsets"))
     return tuple(np.split(indices, offsets[1:-1]))
 
 
 def _select(dataset: Dataset, split: str, chosen: Any, device: str) -> Split:
     """Copy the chosen images and labels out of the mapped files."""
     files = (dataset.folder / f"{split}_{what}.npy" for what in ("images", "labels"))
-    arrays = (np.array(np.load(file, mmap_mode="r")[chosen]) for file in files)
-    images, labels = (torch.from_numpy(array).to(device) for array in arrays)
+    mapped = (_read(file, lambda file: np.load(file, mmap_mode="r")) for file in files)
+    images, labels = (torch.from_numpy(np.array(array[chosen])).to(device) for array in mapped)
     return Split(images, labels, dataset.mean, dataset.std)
+
+
+def _read(file: Path, read: Callable[[Path], Any]) -> Any:
+    """Return what a file of the cache holds.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    try:
+        return read(file)
+    except Exception as error:  # whatever json, NumPy or the file system come up with
+        reason = one_line(f"{type(error).__name__}: {error}")[:300]
+        raise DataError(
+            f"data cache {file}: expected what fedlib wrote there, got {reason}; "
+            f"delete the folder {file.parent}, and it is made anew"
+        ) from error
+
+
+def _info(file: Path) -> list[tuple[Any, ...]]:
+    """Return class names, shape, means and deviations, if they can be what ``_decode`` wrote."""
+    info = json.loads(file.read_text(encoding="utf-8"))
+    names, shape, mean, std = (info[key] for key in ("class_names", "shape", "mean", "std"))
+    possible = {
+        "class_names": type(names) is list and {*map(type, names)} == {str},
+        "shape": len(shape) == 3 and all(type(size) is int and size > 0 for size in shape),
+        "mean": len(mean) == shape[0] and all(0 <= value <= 1 for value in mean),
+        "std": len(std) == shape[0] and all(0 < value <= 1 for value in std),  # nor is it NaN
+    }
+    if wrong := [f"{key}={info[key]}" for key in possible if not possible[key]]:
+        raise ValueError(", ".join(wrong))
+    return [tuple(values) for values in (names, shape, mean, std)]
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Fill a cache folder, whole or not at all, however many processes ask at the same time."""
-    if folder.is_dir():
-        return
     partial = folder.with_name(folder.name + ".partial")
     try:
+        if folder.is_dir():
+            return
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if folder.is_dir():  # another process was faster
@@ -259,7 +306,7 @@ def _decode(source: Source, target: Path) -> None:
         federated = FederatedDataset(dataset=source.path, partitioners=whole, seed=SHUFFLE_SEED)
         for split in ("train", "test"):
             rows = federated.load_split(split)
-            image, label = (_column(rows, kind) for kind in ("Image", "ClassLabel"))
+            image, label = (_column(rows, kind) for kind in KINDS)
             batches = rows.select_columns(image).iter(1_000)  # one by one takes half as long again
             images = np.concatenate([_pixels(batch[image]) for batch in batches])
             labels = np.asarray(rows[label][:], np.int64)
@@ -288,9 +335,10 @@ def _decode(source: Source, target: Path) -> None:
 
 
 def _pixels(pictures: list[Any]) -> NDArray[np.uint8]:
-    if others := {picture.mode for picture in pictures} - {"L", "RGB"}:
-        raise ValueError(f"images of mode {', '.join(others)}, neither grey (L) nor RGB")
-    return np.stack([np.asarray(picture) for picture in pictures])
+    """Return pictures as arrays, grey or RGB; those of any other mode have more in them."""
+    if others := {str(getattr(picture, "mode", None)) for picture in pictures} - MODES.keys():
+        raise ValueError(f"images of mode {', '.join(sorted(others))}, not of {', '.join(MODES)}")
+    return np.stack([np.asarray(picture.convert(MODES[picture.mode])) for picture in pictures])
 
 
 def _column(rows: Any, kind: str) -> str:
@@ -298,7 +346,8 @@ def _column(rows: Any, kind: str) -> str:
     kinds = {name: type(feature).__name__ for name, feature in rows.features.items()}
     names: list[str] = [name for name in kinds if kinds[name] == kind]
     if len(names) != 1:
-        raise ValueError(f"the columns {kinds}, {len(names)} of them of the kind {kind}")
+        how = f"{kind} ({KINDS[kind]})"
+        raise ValueError(f"{len(names)} columns of the kind {how} among {kinds}")
     return names[0]
 
 
@@ -308,8 +357,9 @@ def _mean_and_std(images: NDArray[np.uint8]) -> tuple[list[float], list[float]]:
     shares = np.array([np.bincount(c, minlength=256) for c in channels]) / channels[0].size
     levels = np.arange(256) / 255
     mean = shares @ levels
-    std = np.sqrt(shares @ levels**2 - mean**2)
-    return mean.round(4).tolist(), std.round(4).tolist()
+    variance = [share @ (levels - m) ** 2 for share, m in zip(shares, mean, strict=True)]
+    rounded = [[float(f"{x:.4g}") for x in values] for values in (mean, np.sqrt(variance))]
+    return rounded[0], rounded[1]
 
 
 def _partition(

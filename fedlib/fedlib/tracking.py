@@ -88,18 +88,29 @@ def _start(directory: RunDirectory) -> Any:
 def _init(directory: RunDirectory, mode: str, run_id: str) -> Any:
     import wandb
 
-    return wandb.init(
-        project=PROJECT,
-        id=run_id,
-        name=f"{directory.path.parent.name} {directory.path.name}",
-        dir=directory.path,
-        mode=mode,  # type: ignore[arg-type]
-        resume="allow" if mode == "online" else None,
-        config={**directory.results["config"], "dataset": directory.results["dataset"]},
-        settings=wandb.Settings(
-            silent=True, console="off", init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
-        ),
-    )
+    session = wandb.setup().settings
+    sweep_id = session.sweep_id
+    if wandb.run is not None:  # it is the sweep's, if there is one: two runs cannot share its id
+        session.sweep_id = None
+    try:
+        return wandb.init(
+            project=PROJECT,
+            id=run_id,
+            name=f"{directory.path.parent.name} {directory.path.name}",
+            dir=directory.path,
+            mode=mode,  # type: ignore[arg-type]
+            reinit="create_new",  # beside a run that the user has open, which goes on
+            resume="allow" if mode == "online" else None,
+            config={**directory.results["config"], "dataset": directory.results["dataset"]},
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
+            ),
+        )
+    finally:
+        session.sweep_id = sweep_id
 
 
 def _logged_in() -> bool:
