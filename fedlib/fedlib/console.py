@@ -8,7 +8,7 @@ import sys
 
 from fedlib.errors import FedlibError
 
-TOLD_ELSEWHERE = ("Message TTL has expired", "a message by RayBackend", "The actor died")
+TOLD_ELSEWHERE = ("Message TTL has expired", "a message by RayBackend", "The actor ")
 
 logger = logging.getLogger("fedlib")
 
