@@ -18,10 +18,11 @@ NBMAKE := $(PYTEST) --nbmake --nbmake-timeout=600
 QUICK_NOTEBOOKS ?= $(wildcard notebooks/0[0-9]-*.ipynb)
 SLOW_NOTEBOOKS = $(filter-out $(QUICK_NOTEBOOKS),$(wildcard notebooks/[0-9][0-9]-*.ipynb))
 
-.PHONY: help setup setup-dev run test test-all check bench bench-scaling lab notebooks address book \
-  figures clean
+.PHONY: help setup setup-dev run stop test test-all check bench bench-scaling lab notebooks address \
+  book figures clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\", PROCESSES=2)"
+	@echo "make stop     end what runs and notebooks have started and could not end (after a crash)"
 	@echo "make lab      open the notebooks   make notebooks  execute them, save outputs"
 	@echo "make check    lint, types, spelling"
 	@echo "make test     what tells that a change is right   make test-all  what takes longer"
@@ -51,6 +52,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed tests/requirements.txt
 
 run: setup
 	@$(BIN)/python tools/run.py --nodes "$(NODES)" --processes "$(PROCESSES)" --config "$(CONFIG)"
+
+# All of this user's: also a run that is going on, and a notebook's federation.
+stop: setup
+	@$(BIN)/python -P notebooks/course/watcher.py
 
 test: setup-dev
 	$(PYTEST)

@@ -15,7 +15,7 @@ import address
 import machine
 import refresh
 import run
-from course.processes import with_variable
+from course.watcher import with_variable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(address.HERE.glob("[0-9][0-9]-*.ipynb"))
@@ -83,7 +83,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_ends_with_1_and_says_why() -> None:
     for config, words in (
-        ("seed='none'", b"Invalid run configuration"),
+        ("seed=[", b"run configuration"),
         ("seed=3 local-epoch=3", b"unknown key 'local-epoch'; did you mean local-epochs?"),
     ):
         failed = subprocess.run([*RUN, "--config", config], capture_output=True, check=False)
@@ -93,10 +93,12 @@ def test_a_run_that_fails_ends_with_1_and_says_why() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="another kind of signals")
 def test_two_runs_do_not_meet_and_one_that_is_ended_leaves_no_process() -> None:
-    runs = {
-        number: subprocess.Popen(RUN, stdout=subprocess.PIPE, start_new_session=True)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    runs = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        own = os.environ | {"ENDED_BY": str(number)}
+        runs[number] = subprocess.Popen(
+            RUN, env=own, stdout=subprocess.PIPE, start_new_session=True
+        )
     for process in runs.values():
         assert any(b"Starting local SuperLink" in line for line in process.stdout or ())
     for number, process in runs.items():
@@ -104,23 +106,7 @@ def test_two_runs_do_not_meet_and_one_that_is_ended_leaves_no_process() -> None:
     for number, process in runs.items():
         process.communicate()
         assert process.returncode == 128 + number
-        assert not [left for left, owner in with_variable(run.OWNER) if owner == str(process.pid)]
-
-
-def test_what_a_killed_run_has_left_ends_with_the_next(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    left = []
-    for owner in (gone.pid, os.getpid()):
-        (home := tmp_path / str(owner)).mkdir()
-        environment = os.environ | {run.OWNER: str(owner), "FLWR_HOME": str(home)}
-        left.append(subprocess.Popen(["sleep", "60"], env=environment))
-    run.end_orphans()
-    left[0].wait(timeout=10)
-    assert left[1].poll() is None
-    assert [path.name for path in tmp_path.iterdir()] == [str(os.getpid())]
-    left[1].kill()
-    left[1].wait()
+        assert str(number) not in [value for _, value in with_variable("ENDED_BY")]
 
 
 # --- make address, make notebooks

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -21,11 +20,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 from course import FlowerHome  # noqa: E402
-from course.processes import with_variable  # noqa: E402
 from fedlib import Config, FedlibError  # noqa: E402
 
-OWNER = "FEDLIB_RUN_OWNER"
-"""Environment variable with the process id of this program, in all processes of its run."""
 TIMEOUT_S = 7 * 24 * 3600.0
 # Measured: the most that a run with two client processes held, 2.1 GB; one of them, 0.45 GB.
 BASE_GB, CLIENT_GB = 1.3, 0.45
@@ -69,16 +65,6 @@ def check_keys(config: str) -> None:
             sys.exit(str(error))
 
 
-def end_orphans() -> None:
-    """End what is left of runs whose program could not clean up (kill -9, a crash)."""
-    for process, owner in with_variable(OWNER):
-        with suppress(psutil.Error, ValueError):
-            if not psutil.pid_exists(int(owner)):
-                folder = process.environ()["FLWR_HOME"]
-                process.kill()
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def train(nodes: int, processes: int | None, config: str) -> int:
     """Run the app, show its log, and return 0 if it completed."""
     federation = f"num-supernodes={nodes} client-resources-num-cpus=1"
@@ -94,7 +80,7 @@ def train(nodes: int, processes: int | None, config: str) -> int:
         shown.append(line)
         print(line, flush=True)
 
-    with FlowerHome(PYTHONWARNINGS=warnings, **{OWNER: str(os.getpid())}) as home:
+    with FlowerHome(PYTHONWARNINGS=warnings) as home:
         try:
             app = ("run", str(REPOSITORY / "fedlib"), "--stream", "--federation-config", federation)
             home.flwr(*app, *settings, timeout_s=TIMEOUT_S, show=show)
@@ -125,7 +111,6 @@ def main(arguments: Sequence[str]) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     check_keys(given.config)
-    end_orphans()
     check_memory(given.processes or os.cpu_count() or 1)
     return train(given.nodes, given.processes, given.config)
 

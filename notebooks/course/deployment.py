@@ -23,7 +23,8 @@ import psutil
 
 import fedlib
 from course import warm
-from course.processes import POLL_INTERVAL_S, START_TIMEOUT_S, FlowerHome, free_port, last_words
+from course.processes import START_TIMEOUT_S, FlowerHome, free_port, last_words
+from course.watcher import POLL_INTERVAL_S
 from fedlib.client_app import TRACE
 from fedlib.config import Config, absolute
 from fedlib.credentials import make_credentials, write_node_key

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,29 +18,31 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
+from course.watcher import POLL_INTERVAL_S, PREFIX, PROGRAM, processes_of
 from fedlib.console import say
 from fedlib.errors import FedlibError
 
 BIN = Path(sys.executable).parent
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 10.0
-POLL_INTERVAL_S = 0.1
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 GAVE_UP = "Failed to start local SuperLink within"
 """What Flower's CLI says where the SuperLink that it starts does not answer within 15 s."""
+# Ctrl-C is for us; we end the others. (Windows knows groups instead of sessions.)
+_APART: dict[str, Any] = {
+    "start_new_session": True,
+    "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+}
 
 
 class FlowerHome:
     """A ``FLWR_HOME`` of one's own; on leaving, every process that knows it ends.
 
-    Also without ``with``: ``close()``, the end of the interpreter and of the object's life do
-    the same. A signal other than Ctrl-C's ends the interpreter without that, unless it is
-    handled: ``signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))``.
+    Also without ``with``: ``close()``, the end of the object's life and that of the program do
+    the same. Where the program is killed, ``course.watcher`` does it seconds later.
 
     Args:
         environment: Environment variables for the processes, besides this process's own.
@@ -51,7 +52,7 @@ class FlowerHome:
     """
 
     def __init__(self, **environment: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fedlib-flower-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
         self.environment = {
             **environment,
             "FLWR_HOME": str(self.folder),
@@ -66,7 +67,18 @@ class FlowerHome:
             "no_proxy": "127.0.0.1,localhost",
         }
         self._started: dict[str, psutil.Popen] = {}
-        self._end = weakref.finalize(self, _clean, self.folder, self._started)
+        watcher = subprocess.Popen(
+            [sys.executable, "-P", str(PROGRAM), str(self.folder)],
+            bufsize=0,
+            env=os.environ | {"FLWR_HOME": ""},  # it belongs to no folder, lest it be ended too
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **_APART,
+        )
+        if sys.platform != "win32" and watcher.stdin:  # a fork that outlives us holds it open
+            os.register_at_fork(after_in_child=watcher.stdin.close)
+        self._end = weakref.finalize(self, _end, watcher, self._started)
 
     def __enter__(self) -> Self:
         return self
@@ -150,9 +162,7 @@ class FlowerHome:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; we end the others. (Windows knows groups instead of sessions.)
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                **_APART,
             )
         return self._started[name]
 
@@ -182,7 +192,7 @@ class FlowerHome:
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes that were started with this folder, directly or not."""
-        return _processes(self.folder)
+        return processes_of(self.folder)
 
 
 def free_port() -> int:
@@ -209,37 +219,10 @@ def _find(program: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def with_variable(name: str) -> list[tuple[psutil.Process, str]]:
-    """Return the processes that have an environment variable, each with its value."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError, KeyError):
-            found.append((process, process.environ()[name]))
-    return found
-
-
-def _processes(folder: Path) -> list[psutil.Process]:
-    having = with_variable("FLWR_HOME")
-    return [p for p, home in having if home == str(folder) and p.pid != os.getpid()]
-
-
-def _clean(folder: Path, started: Mapping[str, psutil.Popen]) -> None:
-    """End all processes of a folder, politely at first, then remove it."""
-    found = [*started.values(), *_processes(folder)]
-    try:
-        for process in found:
-            with suppress(psutil.Error):
-                process.terminate()
-        psutil.wait_procs(found, timeout=STOP_TIMEOUT_S)
-    finally:  # also when a signal breaks off the waiting; from here on, it has to wait
-        ours = threading.current_thread() is threading.main_thread()
-        before = {n: signal.signal(n, signal.SIG_IGN) for n in SIGNALS} if ours else {}
-        while left := _processes(folder):
-            for process in left:
-                with suppress(psutil.Error):
-                    process.kill()
-            psutil.wait_procs(left, timeout=1)
-        psutil.wait_procs(found, timeout=1)  # our own children, who would else be zombies
-        shutil.rmtree(folder, ignore_errors=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _end(watcher: subprocess.Popen[bytes], started: Mapping[str, psutil.Popen]) -> None:
+    """Let the watcher begin, and wait for it; where the waiting is broken off, it goes on."""
+    if watcher.stdin:
+        watcher.stdin.close()
+    watcher.wait()
+    for process in started.values():
+        process.poll()  # our own children, who would else be zombies

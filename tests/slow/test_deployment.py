@@ -4,7 +4,10 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from course import Deployment, FlowerHome, warm
 from course.deployment import APP
@@ -195,6 +199,50 @@ def test_whatever_happens_in_the_body_or_at_the_start_nothing_is_left(counted: P
     broken.close()  # once more does no harm
     assert left(counted) == []
     assert {child.pid for child in psutil.Process().children()} == before
+
+
+def nothing_is_left_soon(counted: Path) -> bool:
+    """Of a program that was killed just now; Flower's processes need a moment to say goodbye."""
+    deadline = time.monotonic() + 15
+    while found := left(counted):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return True
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
+def test_a_killed_script_takes_its_federation_and_its_keys_with_it(
+    counted: Path, number: str
+) -> None:
+    lines = "with Deployment(num_nodes=1) as d: print(len(d.processes()), flush=True); input()"
+    script = subprocess.Popen(
+        [sys.executable, "-c", f"from course import Deployment\n{lines}"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdout and int(script.stdout.readline()) >= 5
+    assert any("PRIVATE KEY" in f.read_text("utf-8") for f in counted.rglob("*/credentials/*"))
+    script.send_signal(getattr(signal, number))
+    assert script.wait(timeout=10) == -getattr(signal, number)
+    assert nothing_is_left_soon(counted)
+
+
+def test_a_notebook_that_fails_and_whose_kernel_is_killed_leaves_nothing(counted: Path) -> None:
+    kernel, client = start_new_kernel(
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, kernel_name="python3"
+    )
+    try:
+        cell = "from course import Deployment; d = Deployment(1); d.start(); 1 / 0"
+        reply = client.execute_interactive(cell, timeout=180, output_hook=lambda _: None)
+        assert reply["content"]["ename"] == "ZeroDivisionError"
+        assert len(left(counted)) > 6
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    assert nothing_is_left_soon(counted)
 
 
 def test_what_flwr_says_when_it_fails_is_one_line() -> None:
