@@ -83,7 +83,7 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_ends_with_1_and_says_why() -> None:
     for config, words in (
-        ("seed=[", b"run configuration"),
+        ("seed=[", b"invalid format"),
         ("seed=3 local-epoch=3", b"unknown key 'local-epoch'; did you mean local-epochs?"),
     ):
         failed = subprocess.run([*RUN, "--config", config], capture_output=True, check=False)

@@ -117,5 +117,5 @@ def check_state(state: State, reference: State) -> None:
         if num_bad := int((~(tensor.abs() < LARGEST)).sum()):  # NaN is not below anything
             raise ReplyError(
                 f"model state: {name}: expected finite values, "
-                f"got {num_bad} of {tensor.numel()} NaN, infinite or above {LARGEST:g}"
+                f"got {num_bad} of {tensor.numel()} NaN or infinite (above {LARGEST:g})"
             )
