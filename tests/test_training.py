@@ -273,3 +273,15 @@ def test_a_model_of_another_precision_is_trained_and_evaluated(
         found.append((loss.mean, evaluate(model, split).loss.mean))
         assert all(math.isfinite(value) for value in found[-1])
     assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_an_operation_without_a_reproducible_form_is_named_and_computed() -> None:
+    grow = nn.Upsample(scale_factor=2, mode="bicubic")  # its gradient adds in any order
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), grow, nn.Flatten(), nn.Linear(2 * 52 * 52, 10))
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01}
+    with pytest.warns(UserWarning, match="bicubic.* deterministic"):
+        loss = train(
+            model, random_split(16), momentum=0.9, generator=generator(), device="cuda", **settings
+        )
+    assert math.isfinite(loss.mean)

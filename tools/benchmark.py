@@ -6,7 +6,8 @@ that a machine whose speed drifts slows all of them alike. In ``_static/`` are w
 ``docs/speed.md``.
 
 ``python tools/benchmark.py scaling`` measures what grows with the number of nodes and of sampled
-nodes instead (``scaling.json``, ``scaling.png``, the table of ``docs/scaling.md``).
+nodes instead (``scaling.json``, ``scaling.png``, the table of ``docs/scaling.md``), and
+``python tools/benchmark.py gpu`` the same round on a GPU (``gpu.json``).
 """
 
 import json
@@ -23,6 +24,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import psutil
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "notebooks"))
@@ -40,6 +42,15 @@ ROUNDS = {"bare": 10, "app": 10, "app-delays": 10, "naive": 3}
 WARM_UP = {"bare": 2, "app": 2, "app-delays": 2, "naive": 1}
 """The first rounds are not counted: they read partitions and fill caches."""
 REPETITIONS = 3
+GPU_ARMS = {
+    "bare loop, one process": ("bare", 1),
+    "fedlib, 10 client processes, answers at once": ("app", 0.1),
+    "fedlib, 4 client processes, answers at once": ("app", 0.25),
+    "fedlib, 10 client processes, default delays": ("app-delays", 0.1),
+    "fedlib on a LocalGrid, one process": ("local", 1),
+}
+"""Programs, and the share of a GPU that each client process gets."""
+GPU_ROUNDS, GPU_REPETITIONS = 10, 2
 SCALES = [(50, 10), (200, 10), (1000, 10), (1000, 50), (1000, 200)]
 """Numbers of nodes and of sampled nodes."""
 SCALING_ROUNDS = 3
@@ -75,6 +86,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "flwr", "ray", "numpy")},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "date": date.today().isoformat(),
     }
 
@@ -103,6 +115,22 @@ def speed_table(report: dict[str, Any]) -> str:
         rows.append((name, f"{statistics.median(seconds):.2f} {spread}", f"{ratio:.2f}", accuracy))
     times = "seconds a round: median (least to most)"
     return table(("program", times, "times the bare loop", "accuracy"), rows)
+
+
+def gpu_table(report: dict[str, Any]) -> str:
+    """Return the table of the arms on a GPU; all rounds but the first of each run count."""
+    rows, bare = [], 0.0
+    for name, runs in report["runs"].items():
+        seconds = [r["seconds"] for run in runs for r in run["rounds"][1:]]
+        first = [run["rounds"][0]["seconds"] for run in runs]
+        middle = statistics.median(seconds)
+        bare = bare or middle  # it is the first
+        spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
+        accuracy = f"{100 * runs[0]['rounds'][-1]['accuracy']:.1f} %"
+        start = f"{min(first):.1f} to {max(first):.1f}"
+        rows.append((name, f"{middle:.2f} {spread}", f"{middle / bare:.2f}", start, accuracy))
+    times = "seconds a round: median (least to most)"
+    return table(("program", times, "times the bare loop", "round 1", "accuracy"), rows)
 
 
 def stage_table(report: dict[str, Any]) -> str:
@@ -205,6 +233,18 @@ def run_speed() -> None:
     print(speed_table(report), stage_table(report), sep="\n\n")
 
 
+def run_gpu() -> None:
+    """Measure and write the arms on a GPU."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in GPU_ARMS}
+    report: dict[str, Any] = {"machine": machine(), "runs": runs}
+    for repetition in range(GPU_REPETITIONS):
+        for name, (arm, share) in GPU_ARMS.items():
+            runs[name].append(measure(arm, GPU_ROUNDS, BENCHMARK_GPU_SHARE=str(share)))
+            print(f"{repetition + 1}/{GPU_REPETITIONS} {name}", flush=True)
+    write(report, "gpu.json")
+    print(gpu_table(report))
+
+
 def run_scaling() -> None:
     """Measure, write and draw the scales."""
     report: dict[str, Any] = {"machine": machine(), "scales": []}
@@ -226,6 +266,7 @@ def write(report: dict[str, Any], name: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in ([], ["scaling"]):
-        sys.exit(f"benchmark.py: expected nothing, or scaling, got {' '.join(sys.argv[1:])}")
-    run_scaling() if sys.argv[1:] else run_speed()
+    programs = {"": run_speed, "scaling": run_scaling, "gpu": run_gpu}
+    if (given := " ".join(sys.argv[1:])) not in programs:
+        sys.exit(f"benchmark.py: expected nothing, scaling or gpu, got {given}")
+    programs[given]()

@@ -6,9 +6,11 @@ and those that say yes do. ``python tools/benchmark_arms.py ARM ROUNDS`` runs on
 a line of JSON.
 
 - ``bare``: fedlib's ``train`` and ``evaluate`` in a loop in one process, with as many threads as
-  there are cores. No Flower: what the computing alone takes.
+  there are cores. No Flower: what the computing alone takes. On a GPU, model, data and mean stay
+  there.
 - ``app`` and ``app-delays``: fedlib in Flower's simulation; nodes that answer a QUERY at once, and
   with the default delays.
+- ``local``: fedlib on a LocalGrid, all in one process.
 - ``naive``: a ClientApp and a ServerApp as one writes them first: Flower Datasets' partitions with
   a transform an image, a ``DataLoader``, ``send_and_receive``, QUERY handlers that sleep.
 """
@@ -22,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,9 @@ SAMPLED = int(os.environ.get("BENCHMARK_SAMPLED", "10"))
 CONFIG = fedlib.Config(
     use_wandb=False, query_max_delay=0.0, fraction_clients_train=min(1.0, SAMPLED / NODES)
 )
+SHARE = float(os.environ.get("BENCHMARK_GPU_SHARE", "0"))
+"""Of a GPU, for each client process; with 0, everything is computed on the CPU."""
+DEVICE = "cuda" if SHARE else "cpu"
 
 
 def bare(rounds: int) -> dict[str, Any]:
@@ -56,9 +61,9 @@ def bare(rounds: int) -> dict[str, Any]:
     torch.set_num_threads(os.cpu_count() or 1)
     dataset = fedlib.open_dataset(CONFIG.dataset)
     split = (dataset, NODES, CONFIG.dirichlet_alpha, CONFIG.seed)
-    parts = [fedlib.load_partition(*split, node) for node in range(NODES)]
-    test, model, out = fedlib.load_test(dataset), new_model(), []
-    state = fedlib.clone_state(model)
+    parts = [fedlib.load_partition(*split, node, DEVICE) for node in range(NODES)]
+    test, model, out = fedlib.load_test(dataset, DEVICE), new_model().to(DEVICE), []
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for server_round in range(1, rounds + 1):
         moments, mean = [time.monotonic()], fedlib.FedAvg(state)
         for node in sample(range(NODES), CONFIG, server_round):
@@ -73,17 +78,18 @@ def bare(rounds: int) -> dict[str, Any]:
                 generator=fedlib.torch_generator(
                     CONFIG.seed, server_round, node, fedlib.Stream.TRAIN
                 ),
+                device=DEVICE,
             )
             mean.add(model.state_dict(), len(parts[node].train))
         state = mean.result()
         model.load_state_dict(state)
         moments.append(time.monotonic())
-        accuracy = fedlib.evaluate(model, test).accuracy
+        accuracy = fedlib.evaluate(model, test, DEVICE).accuracy
         moments.append(time.monotonic())
         for node in range(NODES):
             rng = fedlib.numpy_generator(CONFIG.seed, server_round, node, fedlib.Stream.QUERY)
             if rng.random() < OPT_IN_PROBABILITY:
-                fedlib.evaluate(model, parts[node].validation)
+                fedlib.evaluate(model, parts[node].validation, DEVICE)
         moments.append(time.monotonic())
         stages = [later - earlier for earlier, later in pairwise(moments)]
         named = dict(zip(("train", "central", "evaluate"), stages, strict=True))
@@ -91,15 +97,21 @@ def bare(rounds: int) -> dict[str, Any]:
     return {"rounds": out}
 
 
-def app(rounds: int, delays: bool = False) -> dict[str, Any]:
-    """Run fedlib itself."""
+def app(rounds: int, delays: bool = False, local: bool = False) -> dict[str, Any]:
+    """Run fedlib itself, on the simulation engine or a LocalGrid."""
     folder = Path(tempfile.mkdtemp())
     os.environ[TRACE] = str(folder / "trace.jsonl")
     delay = fedlib.Config().query_max_delay if delays else 0.0
     config = replace(
         CONFIG, num_server_rounds=rounds, query_max_delay=delay, output_dir=str(folder)
     )
-    fedlib.simulate(fedlib.make_server_app(config), fedlib.make_client_app(config), NODES)
+    server_app, client_app = fedlib.make_server_app(config), fedlib.make_client_app(config)
+    if local:
+        fedlib.run(fedlib.LocalGrid(client_app, NODES), config)
+    else:
+        resources = fedlib.BACKEND["client_resources"] | {"num_gpus": SHARE}
+        backend = fedlib.BACKEND | {"client_resources": resources}
+        fedlib.simulate(server_app, client_app, NODES, backend)
     memory = psutil.Process().memory_info().rss
     lines = (folder / "trace.jsonl").read_text(encoding="utf-8").splitlines()
     trace = [json.loads(line) for line in lines]
@@ -287,9 +299,9 @@ def new_model() -> nn.Module:
 def main() -> None:
     """Run one arm; the line of JSON comes last."""
     arms = {"bare": bare, "app": app, "naive": naive}
+    arms |= {"app-delays": partial(app, delays=True), "local": partial(app, local=True)}
     arm, rounds = sys.argv[1], int(sys.argv[2])
-    found = app(rounds, delays=True) if arm == "app-delays" else arms[arm](rounds)
-    print(json.dumps(found))
+    print(json.dumps(arms[arm](rounds)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Both work on whole tensors of decoded images. A metric is a sum and a weight (``
 until somebody prints it, so that means of means never happen.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from fedlib.data import Split
 from fedlib.errors import ConfigError
+
+# cuBLAS gives the same bits each time only with this, and reads it when a process first uses a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 PADDING = 4  # black pixels added on each side before the random crop
 EVALUATION_BATCH_SIZE = 200  # keeps the cores busy, and the activations in the cache
@@ -65,6 +69,7 @@ def train(
     Returns:
         The training loss (nats) over every example of every epoch, as seen during training.
     """
+    _ask_for_the_same_bits(device)
     model.to(device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=momentum)
     losses, sizes = list[Tensor](), list[int]()
@@ -120,6 +125,7 @@ def crop_and_flip(images: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
 
 def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
     """Evaluate the model, on ``device``: losses are summed example by example, divided once."""
+    _ask_for_the_same_bits(device)
     model.to(device).eval()  # not in the block below: what moves there cannot be trained any more
     loss_sum, num_correct = 0.0, 0
     with torch.inference_mode():
@@ -131,6 +137,19 @@ def evaluate(model: nn.Module, split: Split, device: str = "cpu") -> Evaluation:
             loss_sum += losses.cpu().double().sum().item()  # not every device has float64
             num_correct += int((logits.argmax(dim=1) == labels).sum())
     return Evaluation(Weighted(loss_sum, len(split)), Weighted(num_correct, len(split)))
+
+
+def _ask_for_the_same_bits(device: str) -> None:
+    """On a CUDA device, let PyTorch choose operations that give the same bits in every run.
+
+    This holds for the whole process from then on. An operation that has no such form is computed
+    all the same; PyTorch warns, and names it. On a CPU every operation that we use has that form.
+
+    Source: https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _like(images: Tensor, model: nn.Module) -> Tensor:

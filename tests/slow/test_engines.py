@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from flwr.app import Message
 
 from apps import Watched, make_config, read_rounds, round_of, run_directory, without_seconds
 from course import FlowerHome
 from fedlib import (
+    BACKEND,
     Config,
     LocalGrid,
     Stream,
@@ -169,3 +171,40 @@ def test_flwr_run_gives_the_same_bits_and_says_a_wrong_value_in_one_line(
         assert home.processes()  # the SuperLink that the CLI started in the background
     assert home.processes() == [] and not home.folder.exists()
     assert contents(app) == before  # the CLI may rewrite pyproject.toml
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_on_a_gpu_every_engine_and_every_run_gives_the_same_bits(
+    small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(engine: str) -> Config:
+        return make_config(small_folder, tmp_path / engine, fraction_clients_train=1.0)
+
+    def hashes(engine: str) -> list[str]:
+        return [record["model_sha256"] for record in read_rounds(run_directory(on(engine)))]
+
+    def note_memory(message: Message, partition: int, reply: Message) -> Message:
+        if message.metadata.message_type == "train":
+            (tmp_path / f"{os.getpid()}.gpu").write_text(str(torch.cuda.memory_allocated()))
+        return reply
+
+    for engine in ("local", "again"):
+        run(LocalGrid(make_client_app(on(engine)), NUM_NODES), on(engine))
+    backend = BACKEND | {"client_resources": {"num_cpus": 1, "num_gpus": 0.25}}
+    simulated = on("simulation")
+    client_app = Watched(simulated, after=note_memory)
+    simulate(make_server_app(simulated), client_app, NUM_NODES, backend)
+    used = [int(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*.gpu")]
+    assert used and all(used)
+    resources = "client-resources-num-cpus=1 client-resources-num-gpus=0.25"
+    federation = f"num-supernodes={NUM_NODES} {resources}"
+    with FlowerHome() as home:
+        command = ["run", str(APP), "--stream", "--federation-config", federation]
+        home.flwr(*command, "--run-config", as_toml(on("flwr-run")), timeout_s=240)
+    expected = hashes("local")
+    for engine in ("again", "simulation", "flwr-run"):
+        assert hashes(engine) == expected, engine
+
+    monkeypatch.setattr("fedlib.client_app.pick_device", lambda: "cpu")
+    run(LocalGrid(make_client_app(on("cpu")), NUM_NODES), on("cpu"))
+    assert hashes("cpu") != expected  # else nothing above was computed on the GPU
