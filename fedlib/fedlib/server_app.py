@@ -108,7 +108,7 @@ def start(grid: Grid, config: Config) -> tuple[Server, GlobalModel, int]:
     dataset = open_dataset(config.dataset)
     generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
     model, first_round = GlobalModel(clone_state(make_model(dataset, generator))), 1
-    messages.encode_model(model.state)  # raises where it cannot be sent
+    _ = model.arrays  # raises where it cannot be sent
     nodes = Nodes(grid)
     num_nodes = len(nodes.roll_call(config.roll_call_timeout, wait_for_all=True))
     partition_indices(dataset, nodes.num_partitions, config.dirichlet_alpha, config.seed)
