@@ -138,7 +138,7 @@ def test_every_number_has_a_range(kind: Any) -> None:
     [
         (TrainReply(STATE, 40, 12.5, 80), "metrics", "num-examples", 1, 10**12),
         (TrainReply(STATE, 40, 12.5, 80), "metrics", "loss-weight", 1, 10**12),
-        (TrainRequest(STATE, 3, "any", 0.05), "config", "server-round", 1, 10**12),
+        (TrainRequest(STATE, 3, "any", 0.05), "config", "server-round", 0, 10**12),
         (EvaluateReply(20, 9.5, 0), "metrics", "num-examples", 1, 10**12),
         (EvaluateReply(20, 9.5, 15), "metrics", "num-correct", 0, 20),
         (Identity(4, 50), "config", "partition-id", 0, 49),

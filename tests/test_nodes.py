@@ -241,7 +241,7 @@ def test_two_nodes_with_one_partition_are_reported(capsys: pytest.CaptureFixture
     grid = FlakyGrid(Node())
     grid.contexts[3].node_config["partition-id"] = 0
     assert Nodes(grid).roll_call(20.0) == [2, 3, 4, 5]
-    assert "roll call: partition 0: held by several nodes" in capsys.readouterr().out
+    assert "roll call: partition 0: held by 2 nodes" in capsys.readouterr().out
 
 
 def test_a_node_that_counts_other_partitions_is_left_out(

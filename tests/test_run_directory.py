@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -249,7 +249,7 @@ def test_only_one_process_at_a_time_writes_to_a_directory(stopped: Config) -> No
         assert other.stdout and other.stdout.readline() == b"1\n"
         expect_refused(stopped, "got one at which another process is at work")
         other.kill()
-    with reopen(stopped):  # a lock ends with its process, however that ends
+    with closing(reopen(stopped)):  # a lock ends with its process, however that ends
         expect_refused(stopped, "another process is at work")
     assert not (path / ".lock").exists()
     reopen(stopped).close()

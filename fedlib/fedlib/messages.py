@@ -34,7 +34,7 @@ IDENTIFY = f"{QUERY}.{IDENTIFY_ACTION}"
 
 # The ranges of what comes over the wire: more than any honest node sends, and small enough that no
 # liar can overflow the server's sums.
-COUNT = {"range": (1, 10**12)}
+COUNT, ROUND = {"range": (1, 10**12)}, {"range": (0, 10**12)}  # 0 is before the first
 LOSS_SUM = {"range": (0.0, 1e51)}  # of as many examples, each with the largest loss of float32
 LEARNING_RATE = {"range": (0.0, 10.0)}
 RECORDS = {"model": ArrayRecord, "config": ConfigRecord, "metrics": MetricRecord}
@@ -46,7 +46,7 @@ class TrainRequest:
     """What a node is told when it shall train."""
 
     model: State = field(metadata=MODEL)
-    server_round: int = field(metadata=CONFIG | COUNT)
+    server_round: int = field(metadata=CONFIG | ROUND)
     dataset: str = field(metadata=CONFIG)
     learning_rate: float = field(metadata=CONFIG | LEARNING_RATE)
 
@@ -70,7 +70,7 @@ class TrainReply:
 class QueryRequest:
     """What a node is asked: will you evaluate in this round?"""
 
-    server_round: int = field(metadata=CONFIG | COUNT)
+    server_round: int = field(metadata=CONFIG | ROUND)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class EvaluateRequest:
     """What a node is told when it shall evaluate."""
 
     model: State = field(metadata=MODEL)
-    server_round: int = field(metadata=CONFIG | COUNT)
+    server_round: int = field(metadata=CONFIG | ROUND)
     dataset: str = field(metadata=CONFIG)
 
 

@@ -31,11 +31,16 @@ class Nodes:
     """The nodes behind a Grid."""
 
     grid: Grid  # Flower's way to them
-    partitions: dict[int, int] = field(default_factory=dict)  # which one a node holds, by its id
-    num_partitions: int = 0  # how many there are, as most of the nodes say
+    num_partitions: int = 0  # as most of the nodes say
     _identities: dict[int, messages.Identity] = field(default_factory=dict)
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # node and deadline, by id
     _problems: list[str] = field(default_factory=list)
+
+    @property
+    def partitions(self) -> dict[int, int]:
+        """Which partition a node holds, by its id."""
+        known, num_partitions = self._identities.items(), self.num_partitions
+        return {i: who.partition_id for i, who in known if who.num_partitions == num_partitions}
 
     def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
         """Ask new nodes which partition they hold; return those connected, by their partitions.
@@ -56,7 +61,7 @@ class Nodes:
         while True:
             online = set(self.grid.get_node_ids())
             tried |= self._ask_new(online - tried, deadline)
-            self._register(online, vote=first or wait_for_all)
+            self._register(vote=first or wait_for_all)
             silent = online & {node_id for node_id, _ in self._asked.values()}
             present = [node_id for node_id in self.partitions if node_id in online]
             complete = 0 < self.num_partitions <= len(online - silent)
@@ -69,6 +74,9 @@ class Nodes:
                 f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of most "
                 f"nodes, got {self._identities[node_id].num_partitions}; give all nodes the same"
             )
+        for partition, held in Counter(self.partitions[node_id] for node_id in present).items():
+            if held > 1:
+                self._report(f"partition {partition}: held by {held} nodes")
         if not present:
             raise FedlibError(
                 f"roll call: expected an answer within {timeout_s:g} s, got none from "
@@ -91,7 +99,7 @@ class Nodes:
                 self._asked[message_id] = node_id, deadline
         return new
 
-    def _register(self, online: set[int], vote: bool) -> None:
+    def _register(self, vote: bool) -> None:
         """Take what answers have come; with ``vote``, the majority says how many partitions."""
         while self._asked and (replies := list(self.grid.pull_messages(list(self._asked)))):
             for message in replies:
@@ -105,14 +113,6 @@ class Nodes:
         if vote and self._identities:
             counts = Counter(identity.num_partitions for identity in self._identities.values())
             self.num_partitions = counts.most_common(1)[0][0]
-        known, self.partitions = self.partitions, {}
-        for node_id, identity in self._identities.items():
-            if identity.num_partitions == self.num_partitions:
-                self.partitions[node_id] = identity.partition_id
-        for node_id in self.partitions.keys() - known.keys():
-            holders = {n for n, p in self.partitions.items() if p == self.partitions[node_id]}
-            if len(holders & online) > 1:  # else it has come back
-                self._report(f"partition {self.partitions[node_id]}: held by several nodes")
 
     def _report(self, problem: str) -> None:
         """Say what is wrong with a node, once."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from filelock import FileLock, Timeout
@@ -132,12 +132,6 @@ class RunDirectory:
             directory._release()
             raise
         return directory
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def best_accuracy(self) -> float:

@@ -3,6 +3,7 @@
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -78,7 +79,7 @@ def run(grid: Grid, config: Config) -> State:
         FedlibError: Something that a person can put right; what was written stays.
     """
     server, model, first_round = start(grid, config)
-    with server.directory as directory, tracking(config.use_wandb, directory) as tracker:
+    with closing(server.directory) as directory, tracking(config.use_wandb, directory) as tracker:
         for server_round in range(first_round, config.num_server_rounds + 1):
             say(f"\n🔄 Starting round {server_round}/{config.num_server_rounds}")
             try:
