@@ -8,8 +8,6 @@ import sys
 
 from fedlib.errors import FedlibError
 
-TOLD_ELSEWHERE = ("Message TTL has expired", "a message by RayBackend", "The actor ")
-
 logger = logging.getLogger("fedlib")
 
 
@@ -35,11 +33,11 @@ def say(line: str) -> None:
 
 
 def tidy_flower_log() -> None:
-    """Keep three things out of Flower's log that would bury the round log.
+    """Keep out of Flower's log what would bury the round log.
 
-    An ERROR line for every reply that comes too late: a late node is part of the plan here. The
-    traceback of a ``FedlibError``, whose one line says what to do. And what a simulation says,
-    in three records, of a client process that died: the round log names the node.
+    That is an ERROR line for every reply that comes too late: a late node is part of the plan here;
+    the traceback of a ``FedlibError``, whose one line says what to do; and most of the three
+    records, a hundred lines, by which a simulation says that a client raised or died.
     """
     logging.getLogger("flwr").addFilter(_tidy)  # a second time changes nothing
 
@@ -47,4 +45,24 @@ def tidy_flower_log() -> None:
 def _tidy(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], FedlibError):
         record.exc_info = None
-    return not any(words in record.getMessage() for words in TOLD_ELSEWHERE)
+    if record.levelno >= logging.ERROR and record.funcName in ("worker", "process_message"):
+        return _is_clients_error(record)
+    return "Message TTL has expired" not in record.getMessage()
+
+
+def _is_clients_error(record: logging.LogRecord) -> bool:
+    """Leave the traceback of a client's own code, or one line of a process that died.
+
+    Of the three records, the one with the exception is known by its type.
+    """
+    if isinstance(error := record.msg, Exception):
+        from ray.exceptions import RayActorError, RayTaskError  # who raised it has imported Ray
+
+        if isinstance(error, RayTaskError):
+            # The paragraph of the error that came first, without Ray's title of it.
+            own = str(error).partition("\n\n")[0].splitlines()[1:]
+            record.msg = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
+        elif isinstance(error, RayActorError):
+            record.msg = "A client process died; the message that it had is lost."
+        return True
+    return False

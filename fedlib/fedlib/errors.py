@@ -35,10 +35,12 @@ LIBRARIES = (str(Path(os.__file__).parent), "site-packages", "dist-packages")
 
 def describe(error: BaseException) -> str:
     """Return an exception as one line, with the last place in a person's own code or in ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _is_own(frame.filename)]
-    places = [f" ({Path(f.filename).name}, line {f.lineno}, in {f.name})" for f in own[-1:]]
-    return one_line(f"{type(error).__name__}: {error}") + "".join(places)
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if _is_own(frame.filename):
+            file = "<cell>" if "ipykernel_" in frame.filename else Path(frame.filename).name
+            where = f" ({file}, line {frame.lineno}, in {frame.name})"
+    return one_line(f"{type(error).__name__}: {error}{where}")
 
 
 def _is_own(filename: str) -> bool:

@@ -35,29 +35,8 @@ def set_up_notebook() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died")
     flower = logging.getLogger("flwr")
     flower.handlers = [StdoutHandler(logging.ERROR)]
-    flower.handlers[0].addFilter(_client_errors)
     flower.propagate = False
     tidy_flower_log()
-
-
-def _client_errors(record: logging.LogRecord) -> bool:
-    """Leave, of the three records by which a simulation logs a client's error, one.
-
-    It has the traceback of the client's own code, or of a process that died, one line. The
-    record with the exception itself is known by its type, the other two by their functions.
-    """
-    error: object = record.msg
-    if isinstance(error, Exception) and record.funcName == "worker":
-        from ray.exceptions import RayActorError, RayTaskError  # who raised it has imported Ray
-
-        if isinstance(error, RayTaskError):
-            # The paragraph of the error that came first, without Ray's title of it.
-            own = str(error).partition("\n\n")[0].splitlines()[1:]
-            record.msg = "\n".join(["A client raised:", *(x for x in own if x.strip(" ^~"))])
-        elif isinstance(error, RayActorError):
-            record.msg = "A client process died; the message that it had is lost."
-        return True
-    return record.funcName not in ("worker", "process_message")
 
 
 def show(figure: Figure, alt: str) -> None:
