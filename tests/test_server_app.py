@@ -77,7 +77,7 @@ Run = tuple[list[dict[str, Any]], dict[str, str]]
 
 def contents(config: Config) -> Run:
     path = run_directory(config)
-    assert not list(path.rglob("*.partial"))
+    assert not list(path.rglob("*.partial*"))
     files = sorted((path / "checkpoints").iterdir())
     states = {file.name: torch.load(file, weights_only=True) for file in files}
     rounds = without_seconds(read_rounds(path))
@@ -219,7 +219,7 @@ def test_a_process_killed_in_the_middle_of_writing_loses_nothing(
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     path = run_directory(config)
     assert len(read_rounds(path)) == 3
-    assert list(path.glob("latest.pt.*.partial")) and (path / ".lock").exists()
+    assert list(path.glob("latest.pt.partial-*")) and (path / ".lock").exists()
     assert torch.load(path / "latest.pt", weights_only=True)["server_round"] == 2
     expect_the_same(replace(config, resume_from=str(path)), in_one_go())
 

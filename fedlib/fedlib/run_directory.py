@@ -124,7 +124,7 @@ class RunDirectory:
                 directory.results, directory.latest = _stopped_run(path, reference)
                 directory._expect_same(about)
                 directory.results["config"] = about["config"]
-            for partial in path.rglob("*.partial"):  # left by a process that was killed
+            for partial in path.rglob("*.partial-*"):  # left by a process that was killed
                 partial.unlink()
             write_json(path / "run_config.json", about["config"])
             write_json(path / "results.json", directory.results)
@@ -246,7 +246,7 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunDirectoryError: The file cannot be written; the old one, if any, is untouched.
     """
-    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
+    partial = target.with_name(f"{target.name}.partial-{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
