@@ -150,7 +150,8 @@ def _included_copy() -> str | None:
     But whatever is installed, in whichever way, is on the path as well.
     """
     folders = (Path(entry, "fedlib", "fashion_mnist") for entry in sys.path)
-    return next((str(f.resolve()) for f in folders if any(f.glob("*.parquet"))), None)
+    readable = (folder for folder in folders if os.access(folder, os.R_OK))
+    return next((str(f.resolve()) for f in readable if any(f.glob("*.parquet"))), None)
 
 
 def open_dataset(name: str = FASHION_MNIST) -> Dataset:
