@@ -173,7 +173,7 @@ def test_a_partition_out_of_range_is_refused(small_dataset: Dataset, partition_i
     assert f"partition {partition_id}: expected 0 to 4" in text
 
 
-@pytest.mark.parametrize("num_partitions", [200])
+@pytest.mark.parametrize("num_partitions", [200, 10**12])
 def test_more_partitions_than_the_data_can_fill_are_refused(
     small_dataset: Dataset, num_partitions: int
 ) -> None:

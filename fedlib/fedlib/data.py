@@ -380,7 +380,7 @@ def _partition(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns at each new attempt; the last one raises
             parts = [partitioner.load_partition(i)["position"] for i in range(num_partitions)]
-    except ValueError as error:
+    except (ValueError, MemoryError) as error:
         raise DataError(
             f"dataset: expected the {len(labels)} training examples to fill {num_partitions} "
             f"partitions with {MIN_PARTITION_SIZE} or more each at dirichlet-alpha {alpha:g}, "

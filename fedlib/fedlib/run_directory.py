@@ -106,8 +106,8 @@ class RunDirectory:
 
         Raises:
             RunDirectoryError: It cannot be written; or of a stopped run, a file is missing or
-                damaged, or config, data set or nodes are others, or another process is at work in
-            it. Its files are left as they are.
+                damaged, config, data set or nodes are others, or another process is at work in it.
+                Its files are left as they are.
         """
         about = {"dataset": dataset, "num_partitions": num_partitions}
         about["config"] = config.to_run_config()
@@ -299,10 +299,7 @@ def _acquire(path: Path) -> FileLock:
             f"resume-from {path}: expected a run that was stopped, got one at which another "
             f"process is at work; wait for its end, or start anew without resume-from"
         ) from error
-    except (
-        OSError,
-        NotImplementedError,
-    ):  # a file system that knows no locks, or not to be written
+    except (OSError, NotImplementedError):  # read-only, or a file system without locks
         pass
     return lock
 
