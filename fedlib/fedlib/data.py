@@ -371,12 +371,12 @@ def _partition(
     from flwr_datasets.partitioner import DirichletPartitioner
 
     labels = np.load(dataset.folder / "train_labels.npy")
-    partitioner = DirichletPartitioner(
-        num_partitions, "label", alpha, MIN_PARTITION_SIZE, self_balancing=False, seed=seed
-    )
-    rows = {"label": labels, "position": np.arange(len(labels))}
-    partitioner.dataset = datasets.Dataset.from_dict(rows)
+    rows = datasets.Dataset.from_dict({"label": labels, "position": np.arange(len(labels))})
     try:
+        partitioner = DirichletPartitioner(
+            num_partitions, "label", alpha, MIN_PARTITION_SIZE, self_balancing=False, seed=seed
+        )
+        partitioner.dataset = rows
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns at each new attempt; the last one raises
             parts = [partitioner.load_partition(i)["position"] for i in range(num_partitions)]
