@@ -5,6 +5,7 @@ The folder lies beside the notebooks, which run in theirs, so that it needs no i
 
 from course import checks
 from course.deployment import Deployment
+from course.draw import WatchedGrid, draw
 from course.plots import (
     CENTRAL,
     FEDERATED,
@@ -28,7 +29,9 @@ __all__ = [
     "Deployment",
     "FlowerHome",
     "Span",
+    "WatchedGrid",
     "checks",
+    "draw",
     "plot_metrics",
     "plot_partitions",
     "plot_timeline",
