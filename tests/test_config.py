@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -108,12 +108,14 @@ def test_numpys_scalars_and_paths_become_what_the_wire_and_json_know() -> None:
         "use_wandb": np.True_,
     }
     given |= {"momentum": np.float32(0.5), "local_epochs": np.uint8(3)}
-    given |= {"output_dir": Path("/a", "b"), "learning_rate_schedule": np.str_("step")}
+    given |= {"output_dir": Path("/a", "b"), "dataset": PurePosixPath("/c")}
+    given |= {"learning_rate_schedule": np.str_("step")}
     values = vars(Config(**given))
     expected = {"learning_rate": 0.1, "dirichlet_alpha": 3.0, "use_wandb": True, "momentum": 0.5}
     expected |= {
         "local_epochs": 3,
         "output_dir": str(Path("/a/b")),
+        "dataset": "/c",
         "learning_rate_schedule": "step",
     }
     assert repr({key: values[key] for key in expected}) == repr(expected)  # types, too

@@ -256,6 +256,73 @@ def test_a_node_that_counts_other_partitions_is_left_out(
     assert capsys.readouterr().out.count(line) == 1
 
 
+@pytest.mark.parametrize("order", [[2, 3, 4, 5], [5, 4, 3, 2]])
+def test_of_two_equal_halves_the_same_one_takes_part_whoever_answers_first(
+    order: list[int],
+) -> None:
+    grid = FlakyGrid(Node())
+    grid.contexts = {node_id: grid.contexts[node_id] for node_id in order}
+    grid.contexts[2].node_config["num-partitions"] = 50
+    grid.contexts[3].node_config["num-partitions"] = 50
+    grid.online = []
+    nodes = Nodes(grid)
+    for node_id in order:  # each answers before the next has come
+        grid.online.append(node_id)
+        nodes.roll_call(0.05, wait_for_all=True)
+    assert nodes.roll_call(0.05, wait_for_all=True) == [2, 3]
+
+
+class Expiring(FlakyGrid):
+    """Its nodes answer when they are asked; as a SuperLink, it hands out nothing that has expired.
+
+    One node's answers take ``delay_s`` seconds.
+    """
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(Node())
+        self.delay_s = delay_s
+        self.ready: dict[str, tuple[float, Message]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids = list(super().push_messages(messages))
+        for message_id in ids:
+            for reply in super().pull_messages([message_id]):
+                late = reply.metadata.src_node_id == BAD + 2
+                self.ready[message_id] = time.time() + late * self.delay_s, reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        now = time.time()
+        ids = [i for i in message_ids if i in self.ready and self.ready[i][0] <= now]
+        replies = [self.ready.pop(message_id)[1] for message_id in ids]
+        return [r for r in replies if now <= r.metadata.created_at + r.metadata.ttl]
+
+
+def test_a_node_that_joins_takes_part_also_where_its_answer_expires_before_the_next_round() -> None:
+    grid = Expiring(0.1)
+    nodes = Nodes(grid)
+    grid.online = [2, 4, 5]
+    assert nodes.roll_call(0.3) == [2, 4, 5]
+    grid.online = [2, 3, 4, 5]
+    assert nodes.roll_call(0.3) == [2, 4, 5]  # it waits for nobody
+    grid.lose = lambda reply: reply.metadata.src_node_id == 2
+    content = encode(REQUESTS[EVALUATE])
+    assert len(list(nodes.ask(EVALUATE, [2, 4, 5], content, Stage(), 0.4))) == 2
+    assert nodes.roll_call(0.3) == [2, 3, 4, 5]
+
+
+def test_a_reply_that_comes_shortly_before_it_expires_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedlib.nodes.POLL_SHARE", 1.0)  # looks at 0.02, 0.04, ... 0.64 and 0.9 s
+    grid, stage = Expiring(0.0), Stage()
+    nodes = Nodes(grid)
+    online = nodes.roll_call(20.0, wait_for_all=True)
+    grid.delay_s = 0.75
+    list(nodes.ask(EVALUATE, online, encode(REQUESTS[EVALUATE]), stage, 0.9))
+    assert (stage.num_received, stage.num_missing) == (NUM_NODES, 0)
+
+
 def test_a_reply_that_comes_during_the_last_pause_counts() -> None:
     class Slow(FlakyGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

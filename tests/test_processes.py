@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from course import FlowerHome, watcher
+from fedlib import FedlibError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX, fork")
 
@@ -73,6 +74,16 @@ def test_however_a_program_ends_its_processes_and_its_folder_go_within_seconds(
         while program.poll() is None or left(folder) != [fork]:
             assert time.monotonic() < deadline, f"{ending}: {left(folder)}"
             time.sleep(0.05)
+
+
+def test_what_was_closed_starts_nothing_that_nobody_would_end() -> None:
+    home = FlowerHome()
+    home.close()
+    home.close()
+    for start in (home.flwr, lambda name: home.start_process(name, "python", "-c", "")):
+        with pytest.raises(FedlibError, match="expected an open FlowerHome, got one that was clo"):
+            start("list")
+    assert not home.folder.exists()
 
 
 @posix

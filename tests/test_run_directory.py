@@ -78,6 +78,15 @@ def test_a_new_directory_is_named_for_date_and_time_and_never_shared(
     assert names == [f"2030-01-02/03-04-05{end}" for end in ("", "-2", "-3")]
 
 
+def test_an_output_directory_that_leads_nowhere_is_refused_at_once(
+    config: Config, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "an unmounted disk")
+    with pytest.raises(fedlib.RunDirectoryError, match="expected a folder that can be written"):
+        reopen(replace(config, output_dir=str(link)))
+
+
 def test_it_holds_what_is_documented(config: Config) -> None:
     directory = reopen(config)
     assert load_results(directory.path)["rounds"] == []
@@ -252,7 +261,18 @@ def test_only_one_process_at_a_time_writes_to_a_directory(stopped: Config) -> No
     with closing(reopen(stopped)):  # a lock ends with its process, however that ends
         expect_refused(stopped, "another process is at work")
     assert not (path / ".lock").exists()
+    first = reopen(stopped)
+    first.close()
+    with closing(reopen(stopped)):
+        first.close()  # a second time: the lock is somebody else's now
+        expect_refused(stopped, "another process is at work")
+
+
+def test_what_lies_in_the_way_in_a_stopped_run_is_left_there(stopped: Config) -> None:
+    folder = Path(stopped.resume_from, "somebody's.partial-files")
+    folder.mkdir()
     reopen(stopped).close()
+    assert folder.is_dir()
 
 
 def test_a_round_that_results_are_ahead_by_is_dropped(stopped: Config) -> None:
@@ -299,6 +319,10 @@ DAMAGED: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
         for key in ("centralized_accuracy", "learning_rate", "train", "server_round")
         for value in (math.nan, "0.5", [1], {"num_received": "1"})
     },
+    "a number too large": (
+        "results.json",
+        lambda results: json.dumps(results).replace(": 0.1", ": 1e999", 1),
+    ),
     "a round without a key": ("results.json", lambda r: r["rounds"][0].pop("train_loss") and None),
     "no model": ("latest.pt", lambda latest: latest.pop("model") and None),
     "another shape": ("latest.pt", lambda latest: latest["model"].update(bias=torch.ones(4))),

@@ -358,6 +358,18 @@ def test_that_nobody_answers_query_is_said_once(
     assert log.count("QUERY: nobody answered within 0.2 s; raise query-timeout") == 1
 
 
+def test_a_run_whose_stages_count_more_than_ours_can_go_on(config: Config) -> None:
+    """As one does that a fedlib of the future, or a researcher's own, has begun."""
+    [record] = finished_rounds(replace(config, num_server_rounds=1))
+    path = run_directory(config)
+    text = (path / "results.json").read_text(encoding="utf-8")
+    text = text.replace('"num_sent"', '"num_retried": 0,\n"num_sent"')
+    (path / "results.json").write_text(text, encoding="utf-8")
+    resumed = replace(config, resume_from=str(path))
+    run(LocalGrid(fedlib.make_client_app(resumed), NUM_NODES), resumed)
+    assert [r["server_round"] for r in read_rounds(path)] == [record["server_round"], 2]
+
+
 def test_the_server_computes_on_one_thread(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def evaluate(*arguments: Any) -> Any:
         seen.append(torch.get_num_threads())

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Config:
             value, accepts = getattr(self, option.name), option.metadata["accepts"]
             if isinstance(value, np.generic):
                 value = value.item()
-            elif isinstance(value, Path):
+            elif isinstance(value, PurePath):
                 value = str(value)
             if option.type is float and type(value) is int:  # TOML, like people, writes 1 for 1.0
                 with suppress(OverflowError):

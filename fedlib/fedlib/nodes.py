@@ -103,16 +103,21 @@ class Nodes:
         """Take what answers have come; with ``vote``, the majority says how many partitions."""
         while self._asked and (replies := list(self.grid.pull_messages(list(self._asked)))):
             for message in replies:
-                node_id, _ = self._asked.pop(message.metadata.reply_to_message_id, (0, 0.0))
-                if not node_id or _is_note(message, node_id):
-                    continue
-                try:
-                    self._identities[node_id] = _read(message, messages.IDENTIFY, Stage(), None)
-                except ReplyError as error:
-                    self._report(f"{self.name(node_id)}: {_shortened(error)}")
+                self._take(message)
         if vote and self._identities:
             counts = Counter(identity.num_partitions for identity in self._identities.values())
-            self.num_partitions = counts.most_common(1)[0][0]
+            # Of two that are as many, the larger number: not the one that came first this time.
+            self.num_partitions = max(counts, key=lambda number: (counts[number], number))
+
+    def _take(self, message: Message) -> None:
+        """Take a node's answer to the roll call, if the message is one."""
+        node_id, _ = self._asked.pop(message.metadata.reply_to_message_id, (0, 0.0))
+        if not node_id or _is_note(message, node_id):
+            return
+        try:
+            self._identities[node_id] = _read(message, messages.IDENTIFY, Stage(), None)
+        except ReplyError as error:
+            self._report(f"{self.name(node_id)}: {_shortened(error)}")
 
     def _report(self, problem: str) -> None:
         """Say what is wrong with a node, once."""
@@ -158,10 +163,14 @@ class Nodes:
         in_time = True
         while waiting and in_time:
             in_time = time.monotonic() < deadline  # if not, this is the last look
-            replies = list(self.grid.pull_messages(list(waiting)))
+            # With what new nodes have answered to the roll call: it may expire before the next.
+            replies = list(self.grid.pull_messages([*waiting, *self._asked]))
             for message in replies:
                 asked = waiting.pop(message.metadata.reply_to_message_id, None)
-                if asked is None or _is_note(message, asked):
+                if asked is None:
+                    self._take(message)
+                    continue
+                if _is_note(message, asked):
                     continue
                 silent.discard(asked)
                 try:
@@ -197,7 +206,9 @@ def sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]
 def _pause(began: float, deadline: float) -> float:
     now = time.monotonic()
     pause = min(max(POLL_INTERVAL_S, POLL_SHARE * (now - began)), MAX_POLL_INTERVAL_S)
-    return max(0.0, min(pause, deadline - now))
+    left = max(0.0, deadline - now)
+    # Closer looks towards the end: a reply expires with its message, and is not handed out then.
+    return min(pause, max(POLL_INTERVAL_S, left / 2), left)
 
 
 def _is_note(message: Message, asked: int) -> bool:

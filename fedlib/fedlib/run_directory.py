@@ -125,7 +125,8 @@ class RunDirectory:
                 directory._expect_same(about)
                 directory.results["config"] = about["config"]
             for partial in path.rglob("*.partial-*"):  # left by a process that was killed
-                partial.unlink()
+                with suppress(OSError):
+                    partial.unlink()
             write_json(path / "run_config.json", about["config"])
             write_json(path / "results.json", directory.results)
         except BaseException:
@@ -175,8 +176,9 @@ class RunDirectory:
 
     def _release(self) -> None:
         if self._lock:
-            with suppress(OSError):  # while we have it: afterwards it may be somebody else's
-                Path(self._lock.lock_file).unlink()
+            if self._lock.is_locked:  # afterwards it may be somebody else's
+                with suppress(OSError):
+                    Path(self._lock.lock_file).unlink()
             self._lock.release()
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
@@ -265,18 +267,18 @@ def write_atomically(target: Path, write: Callable[[Path], object]) -> None:
 
 def _new_folder(output_dir: Path) -> Path:
     now = datetime.now()
-    for number in itertools.count(1):
-        name = f"{now:%H-%M-%S}" + (f"-{number}" if number > 1 else "")
-        folder = output_dir / f"{now:%Y-%m-%d}" / name
-        try:
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:  # another run of the same second
-            continue
-        except OSError as error:
-            raise RunDirectoryError(
-                f"output-dir {output_dir}: expected a folder that can be written, got: {error}"
-            ) from error
+    day = output_dir / f"{now:%Y-%m-%d}"
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            folder = day / (f"{now:%H-%M-%S}" + (f"-{number}" if number > 1 else ""))
+            with suppress(FileExistsError):  # another run of the same second
+                folder.mkdir()
+                break
+    except OSError as error:
+        raise RunDirectoryError(
+            f"output-dir {output_dir}: expected a folder that can be written, got: {error}"
+        ) from error
     return folder
 
 
@@ -317,6 +319,7 @@ def _stopped_run(path: Path, reference: State) -> tuple[dict[str, Any], Latest]:
     """Read a run that was stopped; rounds after its last saved model are dropped."""
     try:
         results = load_results(path)
+        json.dumps(results, allow_nan=False)  # 1e999 is read as infinite
         if results["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {results['schema_version']}")
         latest = Latest(**torch.load(path / "latest.pt", weights_only=True, map_location="cpu"))

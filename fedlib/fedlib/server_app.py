@@ -223,8 +223,8 @@ def report_stage(symbol: str, name: str, stage: Stage) -> None:
 
 def explain_silence(server: Server, query: Stage) -> None:
     """Say what to look at in the first round in which nobody answered QUERY."""
-    before = [Stage(**earlier["query"]) for earlier in server.directory.results["rounds"]]
-    silent = [stage.num_missing == stage.num_sent for stage in (*before, query)]
+    stages = *(earlier["query"] for earlier in server.directory.results["rounds"]), vars(query)
+    silent = [stage["num_missing"] == stage["num_sent"] for stage in stages]
     if silent[-1] and not any(silent[:-1]):
         say(
             f"⚠️ QUERY: nobody answered within {server.config.query_timeout:g} s; raise "

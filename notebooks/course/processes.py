@@ -118,7 +118,7 @@ class FlowerHome:
         self, arguments: Sequence[str], timeout_s: float, show: Callable[[str], object] | None
     ) -> tuple[bool, str]:
         """Run the ``flwr`` command once; return whether it failed, and what it printed."""
-        lines, environment = list[str](), os.environ | self.environment
+        lines, environment = list[str](), self._open_environment()
         with subprocess.Popen(
             [_find("flwr", environment), *arguments],
             env=environment,
@@ -154,7 +154,7 @@ class FlowerHome:
 
     def start_process(self, name: str, *command: str) -> psutil.Popen:
         """Start a process in the background; what it prints is added to its log."""
-        environment = os.environ | self.environment
+        environment = self._open_environment()
         with self.log_file(name).open("ab") as log:
             self._started[name] = psutil.Popen(
                 [_find(command[0], environment), *command[1:]],
@@ -165,6 +165,15 @@ class FlowerHome:
                 **_APART,
             )
         return self._started[name]
+
+    def _open_environment(self) -> dict[str, str]:
+        """Return what a new process finds; none starts after ``close()``: who would end it?"""
+        if not self._end.alive:
+            raise FedlibError(
+                f"{self.folder}: expected an open {type(self).__name__}, got one that was closed; "
+                f"make a new one"
+            )
+        return os.environ | self.environment
 
     def log_file(self, name: str) -> Path:
         """Return where a process's output goes."""
