@@ -336,7 +336,7 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda n, p, late, t: round(n * p * min(1, t / late if late else 1)),
         "expected 18.225, got 18",
     ),
-    ("collect_in_time", collect_resting(2.0), "how long it rests at a time"),
+    ("collect_in_time", collect_resting(1.0), "how long it rests at a time"),
     ("collect_in_time", collect_resting(1.5), "at most 0.1 s', got '1.5 s'"),
     ("collect_in_time", collect_resting(0), "Does it ever rest?"),
     ("collect_in_time", collect_asleep, "What ends the loop?"),
