@@ -2,14 +2,21 @@
 
 import ast
 import contextlib
+import itertools
 import math
+import random
+import re
 import shlex
 import tomllib
+import zlib
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from cryptography import x509
+from flwr.app import MetricRecord
 
 import refresh
 from course import checks
@@ -41,9 +48,13 @@ def momentum_in_place(model: Any, mean: Any, velocity: Any, beta: float) -> Answ
     return {k: model[k] + velocity[k] for k in model}, velocity
 
 
+def megabytes_of(record: Any) -> float:
+    return sum(record["train"][way] / 1e6 for way in ("bytes_sent", "bytes_received"))
+
+
 def price_of_the_last_round_alone(rounds: Any, target: float) -> Any:
-    last = next(r for r in rounds if r["centralized_accuracy"] >= target)
-    return last["server_round"], sum(last["train"].values()) / 1e6
+    last = next(r for r in rounds if (r["centralized_accuracy"] or 0) >= target)
+    return last["server_round"], megabytes_of(last)
 
 
 def trust_anybody(certificate: Any, ca: Any, host: str, now: Any) -> bool:
@@ -56,9 +67,9 @@ def without_tls(partition: int, partitions: int, link: str, *_: Any) -> list[str
 
 
 WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part of what it hears
-    "answered_in_time": (lambda r: r["query"]["num_received"], "off by +9.75"),
+    "answered_in_time": (lambda r: r["query"]["num_received"], "off by +9.79"),
     "megabytes": (
-        lambda r: sum(sum(x[s].values()) for x in r["rounds"] for s in STAGES),
+        lambda r: sum(x[s]["bytes_sent"] for x in r["rounds"] for s in STAGES),
         "10**6 bytes",
     ),
     "shards": (
@@ -105,8 +116,8 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         "What is p in this round?",
     ),
     "flattering_nodes": (lambda: [(10, 10), (5, 10), (5, 10)], "Which node is large?"),
-    "momentum_step": (momentum_in_place, "the arguments afterwards"),
-    "price_of_a_target": (price_of_the_last_round_alone, "off by up to 1.5"),
+    "momentum_step": (momentum_in_place, "it changes its argument"),
+    "price_of_a_target": (price_of_the_last_round_alone, "off by up to 3"),
     "paired_difference": (
         lambda a, b: (lambda d: (d.mean(), d.std() / len(d) ** 0.5))(
             np.array([a[seed] - b[seed] for seed in a if seed in b])
@@ -126,6 +137,255 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     "good_for_host": (trust_anybody, "❌"),
     "supernode_command": (without_tls, "what is the CA for"),
 }
+
+
+def megabytes(results: Any) -> float:
+    both = ("bytes_sent", "bytes_received")
+    return sum(r[s][way] for r in results["rounds"] for s in STAGES for way in both) / 1e6
+
+
+def step(old: Any, states: Any, counts: Any, rate: float) -> Any:
+    pairs = [(state, count / sum(counts)) for state, count in zip(states, counts, strict=True)]
+    return {k: rate * sum(share * (state[k] - old[k]) for state, share in pairs) for k in old}
+
+
+def step_in_place(old: Any, *case: Any) -> Any:
+    move = step(old, *case)
+    return {k: old[k].add_(move[k]) for k in old}
+
+
+def clipped(old: Any, state: Any, limit: float) -> Any:
+    """The update alone."""
+    moves = {k: state[k] - old[k] for k in old}
+    length = sum(float(move.square().sum()) for move in moves.values()) ** 0.5
+    return {k: (min(1, limit / length) if length else 1) * moves[k] for k in old}
+
+
+def popping(asked: Any, replies: Any) -> Any:
+    for reply in replies:
+        if not reply.has_error():
+            asked.pop(reply.metadata.reply_to_message_id, None)
+    return set(asked.values())
+
+
+def collect_resting(seconds: float) -> Answer:
+    def collect(
+        pull: Answer, num_asked: int, timeout_s: float, clock: Answer, sleep: Answer
+    ) -> Any:
+        deadline, replies = clock() + timeout_s, list[str]()
+        while len(replies) < num_asked and clock() < deadline:
+            replies += pull()
+            sleep(seconds)
+        return replies
+
+    return collect
+
+
+def collect_asleep(
+    pull: Answer, num_asked: int, timeout_s: float, clock: Answer, sleep: Answer
+) -> list[str]:
+    replies = list[str](pull())
+    while len(replies) < num_asked:
+        sleep(0.1)
+    return replies
+
+
+def collect_gently(
+    pull: Answer, num_asked: int, timeout_s: float, clock: Answer, sleep: Answer
+) -> list[str]:
+    """No rest at the end, and none beyond the deadline."""
+    deadline, replies = clock() + timeout_s, list(pull())
+    while len(replies) < num_asked and (left := deadline - clock()) > 0:
+        sleep(min(0.1, left))
+        replies = [*replies, *pull()]
+    return replies
+
+
+def price_by_counting(rounds: Any, target: float, first: int = 1) -> Any:
+    total = 0.0
+    for number, record in enumerate(rounds, first):
+        total += megabytes_of(record)
+        if (record["centralized_accuracy"] or 0) >= target:
+            return number, total
+    return None, None
+
+
+def price_without_null(rounds: Any, target: float) -> Any:
+    reached = [r["server_round"] for r in rounds if r["centralized_accuracy"] >= target]
+    costs = (megabytes_of(r) for r in rounds if r["server_round"] <= reached[0])
+    return (reached[0], sum(costs)) if reached else (None, None)
+
+
+def first_pairs(text: str) -> Any:
+    """A quoted value ends at its quote, but a pair may begin inside it."""
+    starts = [m.start() for m in re.finditer(r"[\w-]+=", text)]
+    pieces = [text[a:b] for a, b in itertools.pairwise([*starts, None])]
+    return tomllib.loads("\n".join(pieces))
+
+
+def seconds_of(trace: Any, since: str) -> list[float]:
+    return sorted(m["ended"] - m[since] for m in trace)
+
+
+def signed_and_in_the_subject(certificate: Any, ca: Any, host: str, now: Any) -> bool:
+    return host in certificate.subject.rfc4514_string() and trust_anybody(
+        certificate, ca, host, now
+    )
+
+
+def raising(certificate: Any, ca: Any, host: str, now: Any) -> bool:
+    certificate.verify_directly_issued_by(ca)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    listed = (str(name.value) for name in names)
+    return host in listed and trust_anybody(certificate, ca, host, now)
+
+
+def with_a_number(port: Any) -> Answer:
+    def command(partition: int, partitions: int, link: str, ca: Any, key: str, _: int) -> list[Any]:
+        shares = f"partition-id={partition} num-partitions={partitions}"
+        flags = {"--superlink": link, "--port": port, "--root-certificates": ca}
+        flags |= {"--auth-supernode-private-key": key, "--node-config": shares}
+        return ["flower-supernode", *(word for flag in flags.items() for word in flag)]
+
+    return command
+
+
+def remember_by_node_id(context: Any, loss: float) -> float:
+    """With what only a real Context has."""
+    assert context.node_id == context.node_config["partition-id"]
+    memory = context.state.get("memory", {"lowest-loss": loss})
+    lowest = min(loss, memory["lowest-loss"])
+    context.state["memory"] = MetricRecord({"lowest-loss": lowest})
+    return lowest
+
+
+def seeded_by(number: Answer) -> Answer:
+    return lambda *who: torch.Generator().manual_seed(number(*who))
+
+
+def numpy_global(*who: int) -> torch.Generator:
+    np.random.seed(who)
+    return torch.Generator().manual_seed(int(np.random.randint(2**31)))
+
+
+def random_global(*who: int) -> torch.Generator:
+    random.seed(repr(who))
+    return torch.Generator().manual_seed(random.getrandbits(32))
+
+
+SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of its name
+    ("answered_in_time", lambda r: r["num_opted_in"] / r["query"]["num_sent"], "said yes"),
+    (
+        "answered_in_time",
+        lambda r: round(r["query"]["num_received"] / r["query"]["num_sent"], 2),
+        "off by",
+    ),
+    ("megabytes", lambda r: round(megabytes(r)), "not rounded?"),
+    ("megabytes", lambda r: round(megabytes(r), 1), "not rounded?"),
+    (
+        "shards",
+        lambda labels, order: list(
+            np.concatenate(np.split(np.argsort(labels), 4))[
+                (order[:, None] * (len(labels) // 4) + np.arange(len(labels) // 4)).ravel()
+            ].reshape(2, -1)
+        ),
+        "keep their order?",
+    ),
+    (
+        "record_bytes",
+        lambda shapes, n: sum(len(k) + 128 + n * math.prod(s[:2]) for k, s in shapes.items()),
+        "(8, 3, 5, 5)",
+    ),
+    (
+        "record_bytes",
+        lambda shapes, n: sum(
+            len(k) + 128 + n * (math.prod(s) if s else 0) for k, s in shapes.items()
+        ),
+        "'scale': ()",
+    ),
+    ("node_generator", seeded_by(lambda *who: hash(f"{who}") % 2**32), "in another process"),
+    ("node_generator", numpy_global, "NumPy's global generator was touched"),
+    ("node_generator", random_global, "random's global generator was touched"),
+    ("node_generator", lambda *who: torch.manual_seed(hash(who) % 2**32), "torch's global"),
+    ("node_generator", seeded_by(lambda s, r, p: 10**6 * s + 1000 * r + p), "share their chance"),
+    ("node_generator", seeded_by(lambda s, r, p: (s << 40) + (r << 20) + p), "lower 32 bits"),
+    ("who_is_missing", popping, "it changes its argument {'a': 11, "),
+    ("server_step", step, "`+ old` is missing"),
+    ("server_step", step_in_place, "it changes its argument"),
+    (
+        "server_step",
+        lambda old, *case: {k: old[k] - move for k, move in step(old, *case).items()},
+        "sign is wrong",
+    ),
+    ("update_mean", lambda m, t, v, n: (n / (t + n) * (v - m), t + n), "`mean +` is missing"),
+    ("update_mean", lambda m, t, v, n: (m - n / (t + n) * (v - m), t + n), "sign is wrong"),
+    ("clip_update", clipped, "`old +` is missing"),
+    (
+        "clip_update",
+        lambda old, *case: {k: old[k] - move for k, move in clipped(old, *case).items()},
+        "sign is wrong",
+    ),
+    (
+        "clip_update",
+        lambda old, *case: {k: old[k] + move for k, move in clipped(old, *case).items()},
+        "`state` itself",
+    ),
+    ("clip_update", lambda old, *_: {k: v.mul_(1.5) for k, v in old.items()}, "its argument"),
+    (
+        "volunteers",
+        lambda n, p, late, t: round(n * p * min(1, t / late if late else 1)),
+        "expected 18.225, got 18",
+    ),
+    ("collect_in_time", collect_resting(1.0), "how long it rests at a time"),
+    ("collect_in_time", collect_resting(1.5), "at most 0.1 s', got '1.5 s'"),
+    ("collect_in_time", collect_resting(0), "Does it ever rest?"),
+    ("collect_in_time", collect_asleep, "What ends the loop?"),
+    (
+        "momentum_step",
+        lambda w, mean, v, b: (v := {k: b * v[k] + w[k] - mean[k] for k in w}, v)[::-1],
+        "wrong sign",
+    ),
+    (
+        "momentum_step",
+        lambda w, mean, v, b: (v := {k: b * v[k] + mean[k] - w[k] for k in w}, v),
+        "the velocity alone",
+    ),
+    ("price_of_a_target", price_by_counting, "`server_round`"),
+    (
+        "price_of_a_target",
+        lambda *case: price_by_counting(*case, first=0),
+        "count from 0",
+    ),
+    ("price_of_a_target", price_without_null, "the accuracy is None"),
+    ("run_config_text", tomllib.loads, "One pair a line?"),
+    ("run_config_text", first_pairs, "Where is a space part of a value"),
+    ("results_folder", lambda a, _, c: PurePosixPath(a) / c, "a text, got PurePosixPath"),
+    (
+        "long_enough",
+        lambda trace, share: math.ceil(
+            seconds_of(trace, "began")[math.ceil(share * len(trace)) - 1]
+        ),
+        "From when to when?",
+    ),
+    (
+        "long_enough",
+        lambda trace, share: math.ceil(seconds_of(trace, "sent")[int(share * len(trace)) - 1]),
+        "60%",
+    ),
+    ("good_for_host", signed_and_in_the_subject, "Does its subject list hosts?"),
+    ("good_for_host", raising, "True or False?"),
+    ("supernode_command", with_a_number(9096), "is 9096 a text"),
+]
+
+RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
+    ("remember_lowest", remember_by_node_id),
+    ("node_generator", seeded_by(lambda *who: hash(who) % 2**32)),
+    ("node_generator", seeded_by(lambda *who: random.Random(repr(who)).getrandbits(32))),
+    ("node_generator", seeded_by(lambda *who: zlib.crc32(repr(who).encode()))),
+    ("collect_in_time", collect_gently),
+    ("collect_in_time", collect_resting(0.1)),
+    ("supernode_command", with_a_number("9096")),
+]
 
 
 def verdict(name: str, answer: Answer, capsys: pytest.CaptureFixture[str]) -> str:
@@ -164,6 +424,22 @@ def test_a_wrong_answer_fails_and_hears_why(name: str, capsys: pytest.CaptureFix
     line = verdict(name, answer, capsys)
     assert line.startswith("❌")
     assert word in line
+
+
+@pytest.mark.parametrize("name, answer, word", SLIPS)
+def test_a_likely_mistake_is_named(
+    name: str, answer: Answer, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = verdict(name, answer, capsys)
+    assert line.startswith("❌")
+    assert word in line
+
+
+@pytest.mark.parametrize("name, answer", RIGHT)
+def test_a_right_answer_may_look_otherwise(
+    name: str, answer: Answer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verdict(name, answer, capsys).endswith("right.\n")
 
 
 @pytest.mark.parametrize("name", WRONG)

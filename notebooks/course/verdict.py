@@ -3,8 +3,12 @@
 A check never raises, so a notebook runs on; and it says what is wrong, not how to put it right.
 """
 
+import ast
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +38,7 @@ def check(body: Callable[[Answer], None]) -> Callable[[Answer], None]:
         try:
             if answer is None or answer is ...:
                 raise _NotYetError
-            body(answer)
+            body(_watched(answer) if callable(answer) else answer)
         except (_NotYetError, NotImplementedError):
             print(f"⏳ {title}: not yet. Fill in the cell above, run it, then run this one again.")
         except _OffError as off:
@@ -47,7 +51,31 @@ def check(body: Callable[[Answer], None]) -> Callable[[Answer], None]:
     return checked
 
 
-def expect(question: str, got: Any, wanted: Any, hint: str = "") -> None:
+def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Return the function, refused where it changes what it was given."""
+
+    @functools.wraps(function)
+    def watched(*given: Any) -> Answer:
+        before = [_contents(value) for value in given]
+        got = function(*given)
+        for old, value in zip(before, given, strict=True):
+            if (new := _contents(value)) != old:
+                change = f"{_shortened(old)} to {_shortened(new)}"
+                raise _OffError(f"it changes its argument {change}. The caller still needs it.")
+        return got
+
+    return watched
+
+
+def _contents(value: Any) -> str:
+    """Say what a container holds; of anything else, such as a context, nothing."""
+    is_data = isinstance(value, (dict, list)) or hasattr(value, "dtype")
+    return one_line(repr(value)) if is_data else ""
+
+
+def expect(
+    question: str, got: Any, wanted: Any, hint: str = "", slips: Mapping[str, Any] | None = None
+) -> None:
     """Compare an answer with what is right.
 
     Args:
@@ -55,21 +83,43 @@ def expect(question: str, got: Any, wanted: Any, hint: str = "") -> None:
         got: What the learner's code gave.
         wanted: A number, text, tensor or array, or a sequence or mapping of these.
         hint: A question that helps, without the answer in it.
+        slips: Names of likely mistakes, and what they give; such a name stands for the hint.
     """
     if got is None or got is ...:
         raise _NotYetError
-    difference = _difference(got, wanted)
-    if difference:
+    for kind, name in ((Mapping, "a dictionary"), (str, "a text"), (Set, "a set")):
+        if isinstance(wanted, kind) and not isinstance(got, kind):
+            raise _OffError(f"{question}: expected {name}, got {type(got).__name__}.")
+    if difference := _difference(got, wanted):
+        named = (slip for slip, value in (slips or {}).items() if not _difference(got, value))
+        hint = next(named, hint)
         raise _OffError(f"{question}: {difference}." + (f" {hint}" if hint else ""))
 
 
 @contextmanager
-def on_error(kind: type[Exception], hint: str) -> Iterator[None]:
+def on_error(kind: type[Exception] | tuple[type[Exception], ...], hint: str) -> Iterator[None]:
     """Add a hint to an error that the learner's code is likely to raise here."""
     try:
         yield
     except kind as error:
         raise _OffError(f"it raised {type(error).__name__}: {one_line(error)}. {hint}") from error
+
+
+def elsewhere(function: Callable[[], Answer]) -> Answer:
+    """Return what a function gives in a new process, whose ``hash`` of a text is another."""
+    from ray import cloudpickle  # takes a second
+
+    code = (
+        "import sys; from ray import cloudpickle\n"
+        "print('', repr(cloudpickle.load(sys.stdin.buffer)()), sep='\\n')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "17"}
+    process = [sys.executable, "-c", code]
+    given = cloudpickle.dumps(function)  # type: ignore[no-untyped-call]
+    done = subprocess.run(process, input=given, env=environment, capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"in a new process: {done.stderr.decode().splitlines()[-1]}")
+    return ast.literal_eval(done.stdout.decode().splitlines()[-1])
 
 
 def _difference(got: Any, wanted: Any) -> str:
@@ -91,6 +141,8 @@ def _difference(got: Any, wanted: Any) -> str:
         return ""
     if a.ndim == 0:
         return f"expected {float(a):.6g}, got {float(b):.6g}, off by {float(b - a):+.3g}"
+    if all(np.asarray(value).dtype.kind in "iu" for value in (wanted, got)):  # indices, mostly
+        return f"expected {_short(np.asarray(wanted))}, got {_short(np.asarray(got))}"
     return f"expected {_short(a)}, got {_short(b)}, off by up to {np.max(np.abs(b - a)):.3g}"
 
 
@@ -103,5 +155,8 @@ def _is_numeric(value: Any) -> bool:
 
 def _short(array: Any) -> str:
     lines = np.array2string(array, precision=4, threshold=8, separator=", ")
-    text = " ".join(lines.split())  # a verdict is one line
+    return _shortened(one_line(lines))  # a verdict is one line
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 60 else text[:60] + " …"
