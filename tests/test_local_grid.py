@@ -67,6 +67,14 @@ def test_a_reply_is_a_copy_of_what_the_app_returned() -> None:
     assert [number_in(reply) for reply in replies] == [1, 2, 3]
 
 
+def test_a_reply_that_is_no_message_is_an_error_of_that_node() -> None:
+    grid = make_grid(lambda message, context: content(1), 1)  # type: ignore[arg-type, return-value]
+    [reply] = grid.pull_messages(push(grid, [7]))
+    assert reply.error.reason.startswith(
+        "TypeError: expected a Message as the reply, got RecordDict"
+    )
+
+
 def test_nothing_runs_before_the_first_pull_and_then_one_message_a_pull() -> None:
     ran = []
 

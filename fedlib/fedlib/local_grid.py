@@ -94,6 +94,8 @@ class LocalGrid(Grid):
     def _run(self, message: Message) -> Message | None:
         try:
             reply = self.client_app(message, self.contexts[message.metadata.dst_node_id])
+            if not isinstance(reply, Message | None):
+                raise TypeError(f"expected a Message as the reply, got {type(reply).__name__}")
             return deepcopy(reply)  # as it would be on its way: the app may keep what it returned
         except Exception as error:  # as the engines do: the server gets an error, not a crash
             return Message(Error(CLIENT_RAISED, describe(error)), reply_to=message)
