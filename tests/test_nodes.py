@@ -208,6 +208,22 @@ def test_without_any_node_the_error_says_what_to_start() -> None:
         Nodes(grid).roll_call(0.1)
 
 
+def test_a_new_node_is_waited_for_once_and_not_for_long() -> None:
+    lost = [False]
+    app = Node()
+    grid = FlakyGrid(app, lambda reply: lost[0] and reply.metadata.src_node_id == BAD + 2)
+    nodes = Nodes(grid)
+    grid.online = [2, 4]
+    assert nodes.roll_call(20.0, new_timeout_s=0.5) == [2, 4]
+    lost[0], grid.online = True, [2, 3, 4, 5]
+    began = time.monotonic()
+    assert nodes.roll_call(20.0, new_timeout_s=0.5) == [2, 4, 5]  # 3 is silent
+    assert 0.5 <= time.monotonic() - began < 5
+    began = time.monotonic()
+    assert nodes.roll_call(20.0, new_timeout_s=20.0) == [2, 4, 5]
+    assert time.monotonic() - began < 5
+
+
 def test_where_nodes_are_connected_and_silent_the_error_says_so() -> None:
     grid = FlakyGrid(Node(), lambda reply: True)
     with pytest.raises(FedlibError, match=r"an answer within 0.1 s, got none from 4 connected"):
@@ -304,7 +320,7 @@ def test_a_node_that_joins_takes_part_also_where_its_answer_expires_before_the_n
     grid.online = [2, 4, 5]
     assert nodes.roll_call(0.3) == [2, 4, 5]
     grid.online = [2, 3, 4, 5]
-    assert nodes.roll_call(0.3) == [2, 4, 5]  # it waits for nobody
+    assert nodes.roll_call(0.3, new_timeout_s=0.0) == [2, 4, 5]  # it waits for nobody
     grid.lose = lambda reply: reply.metadata.src_node_id == 2
     content = encode(REQUESTS[EVALUATE])
     assert len(list(nodes.ask(EVALUATE, [2, 4, 5], content, Stage(), 0.4))) == 2

@@ -1,5 +1,6 @@
 """The nodes as the server sees them: who is there, and what they answer."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -34,6 +35,7 @@ class Nodes:
     num_partitions: int = 0  # as most of the nodes say
     _identities: dict[int, messages.Identity] = field(default_factory=dict)
     _asked: dict[str, tuple[int, float]] = field(default_factory=dict)  # node and deadline, by id
+    _tried: set[int] = field(default_factory=set)  # whom an earlier roll call has asked
     _problems: list[str] = field(default_factory=list)
 
     @property
@@ -42,22 +44,25 @@ class Nodes:
         known, num_partitions = self._identities.items(), self.num_partitions
         return {i: who.partition_id for i, who in known if who.num_partitions == num_partitions}
 
-    def roll_call(self, timeout_s: float, wait_for_all: bool = False) -> list[int]:
+    def roll_call(
+        self, timeout_s: float, wait_for_all: bool = False, new_timeout_s: float = math.inf
+    ) -> list[int]:
         """Ask new nodes which partition they hold; return those connected, by their partitions.
 
         Node ids are random and partition ids are not: sampling from the order of the partitions
         is what makes a seed choose the same nodes in every run, on every engine.
 
-        The first call waits until the nodes that are there have answered, or with ``wait_for_all``
-        until every partition has its node. Later ones wait for nobody while any known node is
-        connected: who is new answers in the background, and takes part from then on. None waits
-        longer than ``timeout_s`` seconds.
+        This waits until some nodes are there and those that are new have answered, though no longer
+        than ``new_timeout_s`` for the latter; with ``wait_for_all``, until every partition has its
+        node; and never longer than ``timeout_s``. Who has not answered by then is asked anew in the
+        background, holds nobody up again, and takes part once it has answered.
 
         Raises:
             FedlibError: No node is connected, or none has answered.
         """
         began, deadline = time.monotonic(), time.monotonic() + timeout_s
         first, tried = not self.partitions, set[int]()
+        enough_of_new = began + new_timeout_s
         while True:
             online = set(self.grid.get_node_ids())
             tried |= self._ask_new(online - tried, deadline)
@@ -65,10 +70,12 @@ class Nodes:
             silent = online & {node_id for node_id, _ in self._asked.values()}
             present = [node_id for node_id in self.partitions if node_id in online]
             complete = 0 < self.num_partitions <= len(online - silent)
-            enough = complete if wait_for_all else present and not (first and silent)
-            if enough or time.monotonic() >= deadline:
+            now, new = time.monotonic(), silent & tried - self._tried
+            enough = complete if wait_for_all else present and (not new or now >= enough_of_new)
+            if enough or now >= deadline:
                 break
-            time.sleep(_pause(began, deadline))
+            time.sleep(_pause(began, min(deadline, enough_of_new) if present else deadline))
+        self._tried |= tried
         for node_id in online & self._identities.keys() - self.partitions.keys():
             self._report(
                 f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of most "

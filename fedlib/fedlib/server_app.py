@@ -137,7 +137,7 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
     record, began = Round(server_round, config.learning_rate_at(server_round)), time.monotonic()
 
     # 1. Sample a fraction of the connected nodes.
-    online = nodes.roll_call(config.reply_timeout)
+    online = nodes.roll_call(config.reply_timeout, new_timeout_s=config.query_timeout)
     sampled = sample(online, config, server_round)
     say(f"Sampled {len(sampled)} out of {len(online)} nodes.")
 
