@@ -88,7 +88,7 @@ def test_the_mean_is_taken_on_one_thread(
     torch.set_num_threads(2)
     try:
         finished_rounds(three_rounds)
-        assert (seen, torch.get_num_threads()) == ({1}, 2)  # the central evaluation has them all
+        assert (seen, torch.get_num_threads()) == ({1}, 2)  # afterwards as before
     finally:
         torch.set_num_threads(before)
 

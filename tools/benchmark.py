@@ -51,6 +51,7 @@ GPU_ARMS = {
 }
 """Programs, and the share of a GPU that each client process gets."""
 GPU_ROUNDS, GPU_REPETITIONS = 10, 2
+SECONDS = "seconds a round: median (least to most)"
 SCALES = [(50, 10), (200, 10), (1000, 10), (1000, 50), (1000, 200)]
 """Numbers of nodes and of sampled nodes."""
 SCALING_ROUNDS = 3
@@ -103,6 +104,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def spread(seconds: Sequence[float]) -> str:
+    """Return the median, with the least and the most."""
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
 def speed_table(report: dict[str, Any]) -> str:
     """Return the table of the arms."""
     runs, rows = report["runs"], []
@@ -110,11 +116,9 @@ def speed_table(report: dict[str, Any]) -> str:
     for arm, name in ARMS.items():
         seconds, last = round_seconds(arm, runs[arm]), runs[arm][0]["rounds"]
         ratio = statistics.median(a / b for a, b in zip(seconds, bare, strict=True))
-        spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
         accuracy = f"{100 * last[-1]['accuracy']:.1f} % after {len(last)} rounds"
-        rows.append((name, f"{statistics.median(seconds):.2f} {spread}", f"{ratio:.2f}", accuracy))
-    times = "seconds a round: median (least to most)"
-    return table(("program", times, "times the bare loop", "accuracy"), rows)
+        rows.append((name, spread(seconds), f"{ratio:.2f}", accuracy))
+    return table(("program", SECONDS, "times the bare loop", "accuracy"), rows)
 
 
 def gpu_table(report: dict[str, Any]) -> str:
@@ -125,12 +129,10 @@ def gpu_table(report: dict[str, Any]) -> str:
         first = [run["rounds"][0]["seconds"] for run in runs]
         middle = statistics.median(seconds)
         bare = bare or middle  # it is the first
-        spread = f"({min(seconds):.2f} to {max(seconds):.2f})"
         accuracy = f"{100 * runs[0]['rounds'][-1]['accuracy']:.1f} %"
         start = f"{min(first):.1f} to {max(first):.1f}"
-        rows.append((name, f"{middle:.2f} {spread}", f"{middle / bare:.2f}", start, accuracy))
-    times = "seconds a round: median (least to most)"
-    return table(("program", times, "times the bare loop", "round 1", "accuracy"), rows)
+        rows.append((name, spread(seconds), f"{middle / bare:.2f}", start, accuracy))
+    return table(("program", SECONDS, "times the bare loop", "round 1", "accuracy"), rows)
 
 
 def stage_table(report: dict[str, Any]) -> str:

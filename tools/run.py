@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 
 from course import FlowerHome  # noqa: E402
+from course.watcher import SIGNALS  # noqa: E402
 from fedlib import Config, FedlibError  # noqa: E402
 
 TIMEOUT_S = 7 * 24 * 3600.0
@@ -107,9 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=lambda text: positive(text) if text else None)
     parser.add_argument("--config", default="", help="such as num-server-rounds=3")
     given = parser.parse_args(arguments)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has the first two only
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    for ending in SIGNALS:
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))
     check_keys(given.config)
     check_memory(given.processes or os.cpu_count() or 1)
     return train(given.nodes, given.processes, given.config)

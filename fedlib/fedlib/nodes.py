@@ -68,7 +68,8 @@ class Nodes:
             tried |= self._ask_new(online - tried, deadline)
             self._register(vote=first or wait_for_all)
             silent = online & {node_id for node_id, _ in self._asked.values()}
-            present = [node_id for node_id in self.partitions if node_id in online]
+            partitions = self.partitions
+            present = [node_id for node_id in partitions if node_id in online]
             complete = 0 < self.num_partitions <= len(online - silent)
             now, new = time.monotonic(), silent & tried - self._tried
             enough = complete if wait_for_all else present and (not new or now >= enough_of_new)
@@ -76,12 +77,12 @@ class Nodes:
                 break
             time.sleep(_pause(began, min(deadline, enough_of_new) if present else deadline))
         self._tried |= tried
-        for node_id in online & self._identities.keys() - self.partitions.keys():
+        for node_id in online & self._identities.keys() - partitions.keys():
             self._report(
                 f"{self.name(node_id)}: num-partitions: expected {self.num_partitions} as of most "
                 f"nodes, got {self._identities[node_id].num_partitions}; give all nodes the same"
             )
-        for partition, held in Counter(self.partitions[node_id] for node_id in present).items():
+        for partition, held in Counter(partitions[node_id] for node_id in present).items():
             if held > 1:
                 self._report(f"partition {partition}: held by {held} nodes")
         if not present:
@@ -93,7 +94,7 @@ class Nodes:
                 else f"roll call: expected nodes within {timeout_s:g} s, got none; start "
                 f"SuperNodes, or a simulation with num-supernodes above 0"
             )
-        return sorted(present, key=lambda node_id: (self.partitions[node_id], node_id))
+        return sorted(present, key=lambda node_id: (partitions[node_id], node_id))
 
     def _ask_new(self, online: set[int], deadline: float) -> set[int]:
         """Ask whom we do not know yet, and return them."""

@@ -111,16 +111,13 @@ class RunDirectory:
         """
         about = {"dataset": dataset, "num_partitions": num_partitions}
         about["config"] = config.to_run_config()
-        if config.resume_from:
-            path = absolute(config.resume_from)
-            directory = cls(path, {}, _lock=_acquire(path))
-        else:
-            rest = {"versions": _versions(), "rounds": []}
-            path = _new_folder(absolute(config.output_dir))
-            results = {"schema_version": SCHEMA_VERSION, **about, **rest}
-            directory = cls(path, results, _lock=_acquire(path))
+        resumed, output_dir = config.resume_from, absolute(config.output_dir)
+        path = absolute(resumed) if resumed else _new_folder(output_dir)
+        rest = {"versions": _versions(), "rounds": []}
+        results = {"schema_version": SCHEMA_VERSION, **about, **rest}
+        directory = cls(path, results, _lock=_acquire(path))
         try:
-            if config.resume_from:
+            if resumed:
                 directory.results, directory.latest = _stopped_run(path, reference)
                 directory._expect_same(about)
                 directory.results["config"] = about["config"]
@@ -175,10 +172,9 @@ class RunDirectory:
         self._unwritten.clear()
 
     def _release(self) -> None:
-        if self._lock:
-            if self._lock.is_locked:  # afterwards it may be somebody else's
-                with suppress(OSError):
-                    Path(self._lock.lock_file).unlink()
+        if self._lock and self._lock.is_locked:  # afterwards the file may be somebody else's
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink()
             self._lock.release()
 
     def _attempt(self, what: str, write: Callable[[], None]) -> None:
@@ -209,14 +205,21 @@ class RunDirectory:
 
 
 def load_results(run_directory: Path | str) -> dict[str, Any]:
-    """Return what a run directory's results.json holds."""
+    """Return what a run directory's results.json holds.
+
+    Raises:
+        OSError, ValueError: There is none, or it is no JSON of finite numbers.
+    """
     text = (Path(run_directory) / "results.json").read_text(encoding="utf-8")
-    results: dict[str, Any] = json.loads(text, parse_constant=_refuse)
+    results: dict[str, Any] = json.loads(text, parse_float=_number, parse_constant=_number)
     return results
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant}, which is no number in JSON")
+def _number(text: str) -> float:
+    """Read a number as JSON has them; Python's reader takes NaN and 1e999, too."""
+    if (value := finite(float(text))) is None:
+        raise ValueError(f"{text}, which is no number in JSON")
+    return value
 
 
 def finite(value: float) -> float | None:
@@ -319,7 +322,6 @@ def _stopped_run(path: Path, reference: State) -> tuple[dict[str, Any], Latest]:
     """Read a run that was stopped; rounds after its last saved model are dropped."""
     try:
         results = load_results(path)
-        json.dumps(results, allow_nan=False)  # 1e999 is read as infinite
         if results["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema version {results['schema_version']}")
         latest = Latest(**torch.load(path / "latest.pt", weights_only=True, map_location="cpu"))

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
-from flwr.app import Message, UserConfig
+from flwr.app import Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from matplotlib.figure import Figure
 
 from course.plots import CENTRAL, NEUTRAL, STYLE
 from fedlib import LocalGrid
+from fedlib.messages import count_bytes
 
 COLOURS = {"train": CENTRAL, "query": "#E69F00", "evaluate": "#009E73"}
 TROUBLE = "#D00000"
@@ -79,7 +80,7 @@ class WatchedGrid(LocalGrid):
         found, rounds = list[Arrow](), dict[str, int | None]()
         for message_id, message in self.history:
             metadata, is_reply = message.metadata, bool(message.metadata.reply_to_message_id)
-            content: Mapping[str, Any] = message.content if message.has_content() else {}
+            content = message.content if message.has_content() else RecordDict()
             if not is_reply:
                 config: Mapping[str, Any] = content.get("config", {})
                 rounds[message_id] = config.get("server-round")
@@ -92,7 +93,7 @@ class WatchedGrid(LocalGrid):
                     metadata.src_node_id if is_reply else metadata.dst_node_id,
                     is_reply,
                     trouble,
-                    sum(record.count_bytes() for record in content.values()),
+                    count_bytes(content),
                     rounds.get(message_id),
                 )
             )

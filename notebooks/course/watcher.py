@@ -24,6 +24,8 @@ PROGRAM = Path(__file__).resolve()
 """This file; it imports neither fedlib nor its neighbours, and so starts at once."""
 PREFIX = "fedlib-flower-"
 """How the names of our folders begin."""
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+"""By which a program is asked to end (Windows has the first two only)."""
 STOP_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.1
 
@@ -73,9 +75,8 @@ def stop() -> None:
 
 if __name__ == "__main__":
     if folders := sys.argv[1:]:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has the first two only
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         sys.stdin.buffer.read()
         end(Path(folders[0]))
     else:
