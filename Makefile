@@ -15,8 +15,8 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.t
 PYTEST := $(BIN)/python -m pytest
 NBMAKE := $(PYTEST) --nbmake --nbmake-timeout=600
 # Those that start no processes of Flower's own: make test executes them, make test-all the others.
-QUICK_NOTEBOOKS ?= $(wildcard notebooks/0[0-9]-*.ipynb)
-SLOW_NOTEBOOKS = $(filter-out $(QUICK_NOTEBOOKS),$(wildcard notebooks/[0-9][0-9]-*.ipynb))
+SLOW_NOTEBOOKS = $(wildcard notebooks/1[12]-*.ipynb)
+QUICK_NOTEBOOKS ?= $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/[0-9][0-9]-*.ipynb))
 
 .PHONY: help setup setup-dev run stop test test-all check bench bench-scaling lab notebooks address \
   book figures clean

@@ -174,6 +174,6 @@ def test_the_installed_parser_takes_it(command: str) -> None:
 def test_there_are_some_in_each_place_where_a_reader_looks() -> None:
     for name in ("docs/running.md", "docs/deploying.md", "fedlib/README.md", "compose.yaml"):
         assert len(found()[name]) >= 2, name
-    for name in ("10-from-notebook-to-app.ipynb", "11-deployment.ipynb"):
+    for name in ("11-from-notebook-to-app.ipynb", "12-deployment.ipynb"):
         assert len(found()[name]) >= 2, name
     assert found()["run.py"]

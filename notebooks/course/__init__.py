@@ -19,6 +19,7 @@ from course.plots import (
 )
 from course.processes import FlowerHome
 from course.setup import set_up_notebook, show, write_small_copy
+from course.virtual import VirtualGrid
 
 __all__ = [
     "CENTRAL",
@@ -29,6 +30,7 @@ __all__ = [
     "Deployment",
     "FlowerHome",
     "Span",
+    "VirtualGrid",
     "WatchedGrid",
     "checks",
     "draw",

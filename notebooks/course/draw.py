@@ -5,8 +5,9 @@ main(grid)
 show(draw(grid, "One round"), "what the picture shows")
 """
 
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 
 from course.plots import CENTRAL, NEUTRAL, STYLE
 from fedlib import LocalGrid
+from fedlib.local_grid import SERVER_NODE_ID
 from fedlib.messages import count_bytes
 
 COLOURS = {"train": CENTRAL, "query": "#E69F00", "evaluate": "#009E73"}
@@ -32,32 +34,38 @@ class Arrow:
     trouble: str  # "error" of a reply that carries one, "no reply" of a message; else ""
     num_bytes: int  # of the content
     server_round: int | None  # as the message's config says, if it does
+    at_s: float = field(default=0.0, compare=False)  # seconds since the grid was made
 
 
 class WatchedGrid(LocalGrid):
     """A LocalGrid that remembers, for ``draw``, which messages it took and which replies it gave.
 
     Attributes:
-        history: Messages and replies in their order, each with the id of the message.
+        history: Messages and replies in their order, each with the id of the message, and when.
     """
+
+    shows_time = False  # in a picture: real seconds would differ from run to run
 
     def __init__(
         self, client_app: ClientApp, num_nodes: int, run_config: UserConfig | None = None
     ) -> None:
         super().__init__(client_app, num_nodes, run_config)
-        self.history: list[tuple[str, Message]] = []
+        self.history: list[tuple[str, Message, float]] = []
+        self._made_at = time.monotonic()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages, as a Grid does."""
         messages = list(messages)
         ids = list(super().push_messages(messages))
-        self.history += zip(ids, messages, strict=True)
+        for message_id, message in zip(ids, messages, strict=True):
+            self._note(message_id, message)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Give replies, as a Grid does."""
         replies = list(super().pull_messages(message_ids))
-        self.history += [(reply.metadata.reply_to_message_id, reply) for reply in replies]
+        for reply in replies:
+            self._note(reply.metadata.reply_to_message_id, reply)
         return replies
 
     def send_and_receive(
@@ -68,49 +76,64 @@ class WatchedGrid(LocalGrid):
         replies = list(super().send_and_receive(messages, timeout=timeout))
         taken = {id(reply) for reply in replies}
         self.history[before:] = [
-            (message_id, message)
-            for message_id, message in self.history[before:]
-            if not message.metadata.reply_to_message_id or id(message) in taken
+            row
+            for row in self.history[before:]
+            if not row[1].metadata.reply_to_message_id or id(row[1]) in taken
         ]
         return replies
 
     def arrows(self) -> list[Arrow]:
         """Return what went over the grid, in the order in which the server sent and took it."""
-        answered = {i for i, message in self.history if message.metadata.reply_to_message_id}
-        found, rounds = list[Arrow](), dict[str, int | None]()
-        for message_id, message in self.history:
-            metadata, is_reply = message.metadata, bool(message.metadata.reply_to_message_id)
-            content = message.content if message.has_content() else RecordDict()
-            if not is_reply:
-                config: Mapping[str, Any] = content.get("config", {})
-                rounds[message_id] = config.get("server-round")
-                trouble = "" if message_id in answered else "no reply"
-            else:
-                trouble = "error" if message.has_error() else ""
-            found.append(
-                Arrow(
-                    metadata.message_type,
-                    metadata.src_node_id if is_reply else metadata.dst_node_id,
-                    is_reply,
-                    trouble,
-                    count_bytes(content),
-                    rounds.get(message_id),
-                )
+        return arrows_of(self.history)
+
+    def _note(self, message_id: str, message: Message) -> None:
+        self.history.append((message_id, message, time.monotonic() - self._made_at))
+
+
+def arrows_of(history: Iterable[tuple[str, Message, float]]) -> list[Arrow]:
+    """Return messages and replies as arrows, in their order."""
+    history = list(history)
+    answered = {i for i, message, _ in history if message.metadata.dst_node_id == SERVER_NODE_ID}
+    found, rounds = list[Arrow](), dict[str, int | None]()
+    for message_id, message, at_s in history:
+        metadata, is_reply = message.metadata, message.metadata.dst_node_id == SERVER_NODE_ID
+        content = message.content if message.has_content() else RecordDict()
+        if not is_reply:
+            config: Mapping[str, Any] = content.get("config", {})
+            rounds[message_id] = config.get("server-round")
+            trouble = "" if message_id in answered else "no reply"
+        else:
+            trouble = "error" if message.has_error() else ""
+        found.append(
+            Arrow(
+                metadata.message_type,
+                metadata.src_node_id if is_reply else metadata.dst_node_id,
+                is_reply,
+                trouble,
+                count_bytes(content),
+                rounds.get(message_id),
+                at_s,
             )
-        return found
+        )
+    return found
 
 
-def draw(grid: WatchedGrid, title: str) -> Figure:
-    """Draw what went over the grid: a lane for the server and for each node, time downwards.
+def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
+    """Draw messages and replies: a lane for the server and for each node, time downwards.
 
     An arrow is a message, a dashed one its reply, both in the verb's colour. Red are a reply that
     carries an error, and a message to which the server took no reply.
 
     Args:
-        grid: Over which messages went, to a dozen nodes at most.
+        what: A grid over which messages went, to a dozen nodes at most; or messages and replies
+            themselves, in their order.
         title: What the picture shows.
     """
-    rows = grid.arrows()
+    if isinstance(what, WatchedGrid):
+        rows = what.arrows()
+    else:
+        rows = arrows_of((message.metadata.message_type, message, 0.0) for message in what)
+    timed = isinstance(what, WatchedGrid) and what.shows_time
     lanes = {n: x for x, n in enumerate(sorted({row.node_id for row in rows}), 1)}
     right = len(lanes) + 0.15
     with plt.rc_context({**STYLE, "axes.grid": False}):
@@ -129,6 +152,8 @@ def draw(grid: WatchedGrid, title: str) -> Figure:
             size = kilobytes if row.num_bytes >= 1000 else f"{row.num_bytes} B"
             ink = TROUBLE if row.trouble else "#333333"
             axes.text(right, y, row.trouble or size, color=ink, va="center", fontsize=7)
+            if timed:
+                axes.text(right + 0.75, y, f"{row.at_s:.1f} s", va="center", fontsize=7)
             if row.message_type != verb:
                 verb = row.message_type
                 axes.text(-0.1, y, verb, ha="right", va="center", fontsize=8)
@@ -137,7 +162,9 @@ def draw(grid: WatchedGrid, title: str) -> Figure:
                 axes.axhline(y - 0.5, color="#888888", lw=0.8)
                 axes.text(-1.2, y, f"round {server_round}", va="center", fontsize=8)
         axes.set_xticks([0, *lanes.values()], ["server", *(f"node {n}" for n in lanes)], fontsize=8)
-        axes.set(xlim=(-1.2, right + 0.6), ylim=(len(rows) - 0.3, -0.8), yticks=[])
+        axes.set(
+            xlim=(-1.2, right + (1.1 if timed else 0.6)), ylim=(len(rows) - 0.3, -0.8), yticks=[]
+        )
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
         axes.set_title(title, pad=12)

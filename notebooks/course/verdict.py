@@ -10,14 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from course.draw import WatchedGrid, draw
+from course.setup import show
 from fedlib.errors import one_line
 
 Answer = Any
 """A function that the learner wrote, or a value; ``None`` or ``...`` means: not yet."""
+
+
+Grid = TypeVar("Grid", bound=WatchedGrid)
+_watched_grids: list[WatchedGrid] = []
 
 
 class _NotYetError(Exception):
@@ -28,13 +34,26 @@ class _OffError(Exception):
     """The answer is wrong; the text says where."""
 
 
-def check(body: Callable[[Answer], None]) -> Callable[[Answer], None]:
+class Check(Protocol):
+    """What ``check`` makes of a function: a check, to be called with an answer."""
+
+    __name__: str
+
+    def __call__(self, answer: Answer, otherwise: Answer = None) -> Answer:
+        """Say whether the answer is right; return it if so, else ``otherwise``, if that is given.
+
+        With ``otherwise``, it also says which of the two the cells below will use.
+        """
+
+
+def check(body: Callable[[Answer], None]) -> Check:
     """Make a check of a function that calls ``expect`` and returns if all was right."""
     name = body.__name__
 
     @functools.wraps(body)
-    def checked(answer: Answer) -> None:
-        title = getattr(answer, "__name__", name)
+    def checked(answer: Answer, otherwise: Answer = None) -> Answer:
+        title, right = getattr(answer, "__name__", name), False
+        _watched_grids.clear()
         try:
             if answer is None or answer is ...:
                 raise _NotYetError
@@ -47,17 +66,40 @@ def check(body: Callable[[Answer], None]) -> Callable[[Answer], None]:
             print(f"❌ {title}: it raised {type(error).__name__}: {one_line(error)}")
         else:
             print(f"✅ {title}: right.")
+            _watched_grids.clear()
+            right = True
+        if _watched_grids:
+            print("   To see every message that it sent and took: checks.show_messages()")
+        if otherwise is None:
+            return None
+        print(f"   The cells below use {'yours' if right else 'ours'}.")
+        return answer if right else otherwise
 
     return checked
+
+
+def watch(grid: Grid) -> Grid:
+    """Keep a grid on which an answer is tried, to be drawn if the answer is wrong."""
+    _watched_grids[:] = [grid]
+    return grid
+
+
+def show_messages() -> None:
+    """Draw what went over the grid of the last check, if its answer was wrong."""
+    for grid in _watched_grids:
+        title = "What your loop sent and took"
+        show(draw(grid, title), "A lane for the server and for each node, an arrow for a message.")
+    if not _watched_grids:
+        print("Nothing to show: the last check found nothing wrong, or needed no messages.")
 
 
 def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Return the function, refused where it changes what it was given."""
 
     @functools.wraps(function)
-    def watched(*given: Any) -> Answer:
+    def watched(*given: Any, **named: Any) -> Answer:
         before = [_contents(value) for value in given]
-        got = function(*given)
+        got = function(*given, **named)
         for old, value in zip(before, given, strict=True):
             if (new := _contents(value)) != old:
                 change = f"{_shortened(old)} to {_shortened(new)}"

@@ -1,0 +1,37 @@
+"""Notebook 10: runs compared."""
+
+from dataclasses import asdict
+
+from course.verdict import Answer, check, expect, on_error
+from fedlib.run_directory import Round, Stage
+
+
+@check
+def price_of_a_target(answer: Answer) -> None:
+    """The first round that reaches an accuracy, and the megabytes until then."""
+    curve = zip((3, 4, 5, 6, 7), (0.3, None, 0.6, 0.5, 0.7), (1, 1, 2, 4, 8), strict=True)
+    rounds = []
+    for number, accuracy, megabytes_sent in curve:
+        train = Stage(bytes_sent=megabytes_sent * 10**6, bytes_received=5 * 10**5)
+        rounds.append(asdict(Round(number, 0.05, centralized_accuracy=accuracy, train=train)))
+    case = "rounds 3 to 7 with 0.3, None, 0.6, 0.5, 0.7; 1.5, 1.5, 2.5 ... MB"
+    hint = "The first that is good enough, and what all rounds up to it cost?"
+    slips = {
+        "What is the round's own `server_round`?": (3, 5.5),
+        "Do rounds count from 0?": (2, 5.5),
+    }
+    with on_error(TypeError, "In a round without a measurement the accuracy is None."):
+        expect(f"target 0.6 of {case}", answer(rounds, 0.6), (5, 5.5), hint, slips)
+    expect("target 0.9", repr(answer(rounds, 0.9)), "(None, None)", "And if none gets there?")
+
+
+@check
+def paired_difference(answer: Answer) -> None:
+    """Mean and standard error of the differences, seed by seed."""
+    a, b = {1: 60.0, 2: 70.0, 3: 50.0, 4: 10.0}, {3: 45.0, 1: 59.0, 2: 67.0, 5: 99.0}
+    with on_error(KeyError, "Not every run is there: what about such a seed?"):
+        got = answer(a, b)
+    case, pair = "differences 1, 3, 5 at seeds 1, 2, 3", got if got in (None, ...) else len(got)
+    expect("how many numbers are returned", pair, 2)
+    expect(f"{case}, mean", got[0], 3.0, "One difference, a - b, for each seed that both have?")
+    expect(f"{case}, error", got[1], 2 / 3**0.5, "n - 1, then the root of n?")
