@@ -64,7 +64,6 @@ def message_to_train(answer: Answer) -> None:
         got = answer(dict(state), server_round, dataset, rate, node_id, ttl_s)
         came = got if got is None or got is ... else type(got).__name__
         expect(f"{question}: what it returns", came, "Message", "What has an address?")
-        expect(f"{question}: it has an error", got.has_error(), False, "Where is the content?")
         hint = "Who shall get it? Is that written into the function?"
         expect(f"{question}: dst_node_id", got.metadata.dst_node_id, node_id, hint)
         hint = "Which function of the node shall run?"

@@ -145,7 +145,7 @@ def _name(came: Any, known: Mapping[str, Any]) -> str:
         pairs = zip(came, value, strict=False)
         if len(came) == len(value) and all(_close(a, b) for a, b in pairs):
             return name
-    return "others"
+    return "something else"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -169,13 +169,15 @@ def _other_epochs(split: Split) -> dict[str, Tensor]:
     cropped = augment(images, late)
     ordered = augment(images[order], given)
     given.set_state(parts.get_state())
+    unordered = _prepared(split, images, given)
     batches = [augment(part, parts) for part in torch.split(images[order], 8)]
     return {
         "in the order in which they were given": _prepared(split, images, _generator()),
+        "in the order in which they were given, though another was drawn": unordered,
         "an order drawn after the crops": split.normalize(
             cropped[torch.randperm(20, generator=late)]
         ),
-        "cropped before they were put in order": _prepared(split, images, given)[order],
+        "cropped before they were put in order": unordered[order],
         "cropped batch by batch": split.normalize(torch.cat(batches)),
         "put in order and normalised, but not cropped": split.normalize(images[order]),
         "put in order and cropped, but not normalised": ordered.float().unsqueeze(1),
@@ -252,7 +254,9 @@ def _expect_weights(model: _WatchedCNN) -> None:
             hint = slip
             break
     distance = max(float((came[key] - wanted[key]).abs().max()) for key in wanted)
-    expect(f"fedlib's weights (yours are off by up to {distance:.2g})", "others", "equal", hint)
+    expect(
+        f"fedlib's weights (yours are off by up to {distance:.2g})", "other weights", "equal", hint
+    )
 
 
 def _expect_loss(loss: Weighted) -> None:
