@@ -181,7 +181,7 @@ def test_weights_that_are_equal_but_for_their_last_bits_are_told_from_others(
             model.fc2.bias.add_(1e-8)
         return loss
 
-    assert "equal but for their last bits" in verdict(rounds_otherwise, capsys)
+    assert "the same but for their last bits" in verdict(rounds_otherwise, capsys)
 
 
 def test_it_is_checked_on_one_thread_whatever_the_notebook_uses(

@@ -65,7 +65,7 @@ def message_to_train(answer: Answer) -> None:
         came = got if got is None or got is ... else type(got).__name__
         expect(f"{question}: what it returns", came, "Message", "What has an address?")
         hint = "Who shall get it? Is that written into the function?"
-        expect(f"{question}: dst_node_id", got.metadata.dst_node_id, node_id, hint)
+        expect(f"{question}: dst_node_id", str(got.metadata.dst_node_id), str(node_id), hint)
         hint = "Which function of the node shall run?"
         expect(f"{question}: message_type", got.metadata.message_type, "train", hint)
         slips = {"That is Flower's own. Who says how long this one may live?": 43200}
@@ -114,7 +114,7 @@ def reply_to_train(answer: Answer) -> None:
     came = reply if reply is None or reply is ... else type(reply).__name__
     expect(f"{question}: what it returns", came, "Message", "What has an address?")
     watch(grid)
-    holds = f"the error {reply.error.reason!r}" if reply.has_error() else "content"
+    holds = f"an error: {reply.error.reason}" if reply.has_error() else "content"
     expect(f"{question}: its reply holds", holds, "content", "Which of your lines raised that?")
     expect(f"{question}: how often it trained", len(told), 1, "How often shall it?")
     config = {"server-round": 3, "dataset": "fashion-mnist", "learning-rate": RATE}
@@ -129,11 +129,16 @@ def reply_to_train(answer: Answer) -> None:
     del without_rate.content["config"]["learning-rate"]
     for question, message, word, hint in (
         ("an empty message", Message(RecordDict(), 2, "train", ttl=600), "", ""),
-        ("no learning rate in it", without_rate, "learning-rate", "Whose choice is it?"),
+        (
+            "no learning rate in it",
+            without_rate,
+            "learning-rate",
+            "Whose choice is a missing value?",
+        ),
         ("a model of another shape", other_shape, "size mismatch", "Who finds that out?"),
         ("an expired message", _good(expired=True), "", "Who awaits the reply?"),
     ):
-        with on_error(Exception, "How does the server hear what was wrong?"):
+        with on_error(Exception, f"This was {question}. How does the server hear of it?"):
             message_id, reply = ask(message)
         trained_late = bool(told) and question == "an expired message"
         expect(f"{question}: it trained", trained_late, False, hint)
@@ -141,10 +146,10 @@ def reply_to_train(answer: Answer) -> None:
         expect(f"{question}: what it returns", came, "Message", "How does the server hear of it?")
         expect(f"{question}: the reply has an error", reply.has_error(), True, hint)
         hint = "Which codes are Flower's own?"
-        expect(f"{question}: the code of the error", reply.error.code, REFUSED, hint)
+        expect(f"{question}: the code of the error", str(reply.error.code), str(REFUSED), hint)
         reason = reply.error.reason or ""
         hint = "What makes one line of several?" if reason else "What shall the server read?"
-        expect(f"{question}: lines in its reason", len(reason.splitlines()), 1, hint)
+        expect(f"{question}: lines in its reason", str(len(reason.splitlines())), "1", hint)
         hint = f"It says {reason!r}. What did the exception say?"
         expect(f"{question}: the reason says why", word in reason, True, hint)
         _expect_addressed(question, message_id, reply)
