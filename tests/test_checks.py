@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography import x509
-from flwr.app import MetricRecord
+from flwr.app import MetricRecord, RecordDict
 
 import refresh
 from course import checks
@@ -79,9 +79,11 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     "effective_classes": (np.count_nonzero, "rare classes"),
     "images_needed": (lambda p, margin: p * (1 - p) / margin**2, "Two errors"),
     "convolution_parameters": (lambda i, o, k: o * i * k * k, "add at the end"),
-    "gradient_steps": (lambda n, b, e: e * (n // b), "left over"),
+    "local_training": (lambda *_, **__: 0.5, "expected 'Weighted', got 'float'"),  # test_main_02
     "mean_of_batches": (lambda b: sum(s / n for s, n in b) / len(b), "each example"),
     "label_histogram": (torch.bincount, "What holds records?"),
+    "message_to_train": (lambda *_: RecordDict(), "got 'RecordDict'"),  # these two: test_main_03
+    "reply_to_train": (lambda message, train: message.content, "got 'RecordDict'"),
     "record_bytes": (
         lambda shapes, size: sum(128 + size * math.prod(s) for s in shapes.values()),
         "by -6",
