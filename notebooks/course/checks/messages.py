@@ -1,5 +1,6 @@
 """Notebook 03: messages and records."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ def label_histogram(answer: Answer) -> None:
         expect("the type of labels", type(content["labels"]).__name__, "MetricRecord")
         expect("the keys of labels", list(content["labels"]), ["counts"])
         counts = content["labels"]["counts"]
+        kinds = sorted({type(count).__name__ for count in counts})
+        expect("the types of the counts", kinds, ["int"], "Whole numbers, as Python has them?")
     expect("labels 0, 2, 2, 7", counts, [1, 0, 2, 0, 0, 0, 0, 1, 0, 0], "A place for each class?")
 
 
@@ -39,8 +42,16 @@ def record_bytes(answer: Answer) -> None:
         ({"conv": (8, 3, 5, 5)}, 4, 4 + 128 + 2400),
         ({"scale": ()}, 8, 5 + 128 + 8),
     ):
+        names, arrays = sum(map(len, shapes)), len(shapes)
+        numbers = sum(math.prod(shape) for shape in shapes.values())
+        slips = {
+            "What of the names?": wanted - names,
+            "How many headers are there?": wanted - 128 * (arrays - 1 or arrays),
+            "How many bytes has each number here?": wanted + (4 - itemsize) * numbers or wanted + 1,
+        }
         hint = "How many numbers has such a shape?"
-        expect(f"{shapes}, {itemsize} bytes a number", answer(shapes, itemsize), wanted, hint)
+        got = answer(shapes, itemsize)
+        expect(f"{shapes}, {itemsize} bytes a number", got, wanted, hint, slips)
 
 
 # --- the main exercise: a message and its reply
@@ -125,17 +136,17 @@ def reply_to_train(answer: Answer) -> None:
     _expect_addressed(question, message_id, reply)
     _expect_content(question, reply.content, _trained(STATE), "metrics", METRICS)
 
-    without_rate, other_shape = _good(), _good(OTHER)
-    del without_rate.content["config"]["learning-rate"]
+    def without(key: str) -> tuple[str, Message, str, str]:
+        message = _good()
+        del message.content["config"][key]
+        return f"no {key} in it", message, key, "Whose choice is a missing value?"
+
     for question, message, word, hint in (
         ("an empty message", Message(RecordDict(), 2, "train", ttl=600), "", ""),
-        (
-            "no learning rate in it",
-            without_rate,
-            "learning-rate",
-            "Whose choice is a missing value?",
-        ),
-        ("a model of another shape", other_shape, "size mismatch", "Who finds that out?"),
+        without("learning-rate"),
+        without("server-round"),
+        without("dataset"),
+        ("a model of another shape", _good(OTHER), "size mismatch", "Who finds that out?"),
         ("an expired message", _good(expired=True), "", "Who awaits the reply?"),
     ):
         with on_error(Exception, f"This was {question}. How does the server hear of it?"):

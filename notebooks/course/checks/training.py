@@ -26,6 +26,7 @@ def mean_of_batches(answer: Answer) -> None:
     """The mean loss of all examples, from sums and counts."""
     hint = "How much does each example count?"
     expect("batches (6.0, 3) and (4.0, 1)", answer([(6.0, 3), (4.0, 1)]), 2.5, hint)
+    expect("batches (5.0, 4) and (3.0, 3)", answer([(5.0, 4), (3.0, 3)]), 8 / 7, "Rounded?")
     expect("one batch (3.0, 2)", answer([(3.0, 2)]), 1.5, hint)
 
 
