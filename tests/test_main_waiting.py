@@ -182,10 +182,9 @@ def my_round(grid, nodes, config, server_round, content, timeout_s):
     changed(ROUND, {"0.02": "0.01"}),
 ]
 
-MORE = "time.monotonic(), list(grid.get_node_ids())\n    m"
 WRONG_QUERIES: list[tuple[dict[str, str], str]] = [
     (
-        {"began = encode(": "began, node_ids = encode(", "time.monotonic()\n    m": MORE},
+        {"content, began": "node_ids = list(grid.get_node_ids())\n    content, began"},
         "Whom shall it ask?",
     ),
     ({'"query"': '"train"'}, "the messages' type"),
@@ -214,8 +213,8 @@ def my_query(grid, node_ids, server_round, timeout_s):
     while waiting and time.monotonic() < began + timeout_s:
         for reply in grid.pull_messages(list(waiting)):
             n = waiting.pop(reply.metadata.reply_to_message_id)
-            opt_in = not reply.has_error() and reply.content.get("config", {"opt-in": True})["opt-in"]
-            (yes if opt_in else no)[n] = time.monotonic() - began
+            config = {} if reply.has_error() else reply.content.get("config", {})
+            (yes if config.get("opt-in", True) else no)[n] = time.monotonic() - began
         time.sleep(0.02)
     return yes, no, {"errors": 0, "silent": len(waiting)}
 """
@@ -224,9 +223,10 @@ OTHER_RIGHT_QUERIES = [
     """
 def my_query(grid, node_ids, server_round, timeout_s):
     start, ids, answers = time.time(), {}, {}
+    content = encode(QueryRequest(server_round))
     for n in node_ids:
-        for i in grid.push_messages([Message(encode(QueryRequest(server_round)), n, "query", ttl=timeout_s)]):
-            ids[i] = n
+        [i] = grid.push_messages([Message(content, n, "query", ttl=timeout_s)])
+        ids[i] = n
     while len(answers) < len(ids) and time.time() - start < timeout_s:
         for reply in grid.pull_messages([i for i in ids if i not in answers]):
             word = None
