@@ -135,6 +135,14 @@ def my_round(grid, nodes, config, server_round, content, timeout_s):
     return replies, errors, set(waiting.values())
 """
 
+LISTS_OF_IDS = """
+def my_round(grid, nodes, config, server_round, content, timeout_s):
+    ids = []
+    for n in sample(nodes, config, server_round):
+        ids.append(grid.push_messages([Message(content, n, "train", ttl=timeout_s)]))
+    return list(grid.pull_messages(ids)), {}, set()
+"""
+
 OTHER_RIGHT_ROUNDS = [
     # By the nodes that came, a deadline by the other clock, a look more at the end, no last rest.
     """
@@ -258,6 +266,7 @@ def test_a_wrong_round_hears_what_is_wrong(
         (ONE_BY_ONE, "Are all asked before it waits"),
         (ALL_AT_THE_END, "send_and_receive waits on"),
         (WITH_A_MEMORY, "one round later"),
+        (LISTS_OF_IDS, "What does push_messages return"),
     ],
 )
 def test_a_round_that_is_built_wrongly_hears_so(

@@ -47,7 +47,11 @@ class WaitingRoom(VirtualGrid):
         often = self.strict and self.looks > LOOKS_A_SECOND * self.seconds + 100
         hint = "Does it rest between two looks, with time.sleep?"
         expect(f"does it look more than {LOOKS_A_SECOND} times a second", often, False, hint)
-        return super().pull_messages(message_ids)
+        ids = list(message_ids)
+        others = [type(i).__name__ for i in ids if not isinstance(i, str)]
+        hint = "What does push_messages return for a list of one message?"
+        expect("what is pulled", f"a {others[0]}" if others else "ids", "ids", hint)
+        return super().pull_messages(ids)
 
     def _sleep(self, seconds: float) -> None:
         longest = f"at most {LONGEST_REST_S} s"
