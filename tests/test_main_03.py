@@ -214,4 +214,4 @@ def test_the_messages_of_a_wrong_reply_can_be_seen(
     checks.show_messages()
     [figure] = shown
     said = [text.get_text() for text in figure.axes[0].texts]
-    assert said.count("error") == 3  # empty, without a learning rate, and of another shape
+    assert said.count("error") == 5  # empty, without one of three keys, and of another shape
