@@ -135,7 +135,8 @@ def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
         rows = arrows_of((message.metadata.message_type, message, 0.0) for message in what)
     timed = isinstance(what, WatchedGrid) and what.shows_time
     lanes = {n: x for x, n in enumerate(sorted({row.node_id for row in rows}), 1)}
-    right = len(lanes) + 0.15
+    right, inch = len(lanes) + 0.15, (len(lanes) + 1) / 5.4  # about
+    left = 1.3 * inch
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(8.5, 1.2 + 0.17 * len(rows)))
         axes.vlines([0, *lanes.values()], -0.8, len(rows) - 0.3, color="#bbbbbb", lw=0.8)
@@ -154,17 +155,20 @@ def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
             words = "no reply in time" if row.trouble == "no reply" else row.trouble
             axes.text(right, y, words or size, color=ink, va="center", fontsize=7)
             if timed:
-                axes.text(right + 0.75, y, f"{row.at_s:.1f} s", va="center", fontsize=7)
+                axes.text(right + 0.95 * inch, y, f"{row.at_s:.1f} s", va="center", fontsize=7)
             if row.message_type != verb:
                 verb = row.message_type
-                axes.text(-0.1, y, verb, ha="right", va="center", fontsize=8)
+                axes.text(-0.1 * inch, y, verb, ha="right", va="center", fontsize=8)
             if row.server_round not in (server_round, None):
                 server_round = row.server_round
                 axes.axhline(y - 0.5, color="#888888", lw=0.8)
-                axes.text(-1.2, y, f"round {server_round}", va="center", fontsize=8)
-        axes.set_xticks([0, *lanes.values()], ["server", *(f"node {n}" for n in lanes)], fontsize=8)
+                axes.text(-left, y, f"round {server_round}", va="center", fontsize=8)
+        names = [f"node {n}" if len(lanes) <= 9 else f"{n}" for n in lanes]
+        axes.set_xticks([0, *lanes.values()], ["server", *names], fontsize=8)
         axes.set(
-            xlim=(-1.2, right + (1.1 if timed else 0.6)), ylim=(len(rows) - 0.3, -0.8), yticks=[]
+            xlim=(-left, right + (1.35 if timed else 0.9) * inch),
+            ylim=(len(rows) - 0.3, -0.8),
+            yticks=[],
         )
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
