@@ -1,0 +1,70 @@
+"""The capstone: does a main play by the rules of the contest? It is not graded here."""
+
+import torch
+from flwr.app import Message
+
+from course.checks.toy import toy_app
+from course.contest import ContestGrid, TimeIsUp, Traits, run_main
+from course.verdict import Answer, check, expect, on_error, watch
+from fedlib import CNN, ReplyError, State, state_hash
+from fedlib.messages import TRAIN, TrainRequest, decode
+
+FAULTY = {0: "raises", 1: "nan", 2: "rubbish"}
+NODES = [Traits(4.0), Traits(5.0), Traits(6.0), Traits(7.0, "silent"), Traits(900.0)]
+NODES += [Traits(8.0), Traits(9.0, away=(20.0, 60.0)), Traits(10.0)]
+DEADLINE_S = 200.0
+CASE = "8 nodes of which 5 have faults, 200 s"
+
+
+@check
+def contest_main(answer: Answer) -> None:
+    """A main that trains, survives the faults of its nodes, and hands in models in time."""
+    hashes = []
+    for _ in range(2):
+        grid = watch(ContestGrid(toy_app(FAULTY), NODES, DEADLINE_S))
+        model, ended = _played(answer, grid)
+        sent = [message for _, message, _ in grid.history if message.metadata.message_type == TRAIN]
+        if not grid.history and model is None:
+            expect(CASE, None, True)  # nothing was done yet
+        expect(f"{CASE}, somebody is asked to train", bool(sent), True, "Who learns from images?")
+        hint = "When the time is up, nothing more can be handed in. How long may a wait be?"
+        if ended:
+            hint = "It returned without having handed in a model."
+        expect(f"{CASE}, a model is handed in", model is not None, True, hint)
+        assert model is not None
+        trained = _differ(model, sent[0])
+        expect(f"{CASE}, training is in the model", trained, True, _complaint(grid))
+        hashes.append(state_hash(model))
+    same = hashes[0] == hashes[1]
+    expect("the same contest twice, the same model", same, True, "Where does it draw by chance?")
+
+
+def _played(answer: Answer, grid: ContestGrid) -> tuple[State | None, bool]:
+    """Return the model handed in last, and whether the main ended by itself."""
+    handed_in, reference = list[State](), CNN(torch.Generator()).state_dict()
+    hint = "What do you do with a reply that carries an error, or that nobody asked for?"
+    try:
+        with on_error((ReplyError, ValueError, KeyError), hint):
+            run_main(answer, grid, reference, handed_in)
+        ended = True
+    except TimeIsUp:
+        ended = False
+    return (handed_in[-1] if handed_in else None), ended
+
+
+def _differ(model: State, message: Message) -> bool:
+    """Is a model another than the one in a message, by more than half precision rounds?"""
+    try:
+        sent = decode(TrainRequest, message.content).model
+        return any(bool(((model[k] - sent[k].float()).abs() > 1e-3).any()) for k in model)
+    except (ReplyError, KeyError):
+        return False
+
+
+def _complaint(grid: ContestGrid) -> str:
+    """Ask about what a node that has no fault complained of, if one did."""
+    for _, reply, _ in grid.history:
+        metadata = reply.metadata
+        if reply.has_error() and metadata.src_node_id - 2 not in FAULTY:
+            return f"Node {metadata.src_node_id} has no fault, and says: {reply.error.reason}."
+    return "Whose replies made it?"
