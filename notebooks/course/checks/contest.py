@@ -21,34 +21,38 @@ def contest_main(answer: Answer) -> None:
     """A main that trains, survives the faults of its nodes, and hands in models in time."""
     hashes = []
     for _ in range(2):
-        grid = watch(ContestGrid(toy_app(FAULTY), NODES, DEADLINE_S))
+        grid = ContestGrid(toy_app(FAULTY), NODES, DEADLINE_S)
         model, ended = _played(answer, grid)
         sent = [message for _, message, _ in grid.history if message.metadata.message_type == TRAIN]
         if not grid.history and model is None:
             expect(CASE, None, True)  # nothing was done yet
-        expect(f"{CASE}, somebody is asked to train", bool(sent), True, "Who learns from images?")
-        hint = "When the time is up, nothing more can be handed in. How long may a wait be?"
-        if ended:
-            hint = "It returned without having handed in a model."
-        expect(f"{CASE}, a model is handed in", model is not None, True, hint)
+        asked = "nodes" if sent else "nobody"
+        expect(f"{CASE}, asked to train", asked, "nodes", "Who learns from images?")
+        hint = "It returned without a call of hand_in."
+        if not ended:
+            hint = "Then the time was up. How long does a wait last, and when is hand_in called?"
+        expect(f"{CASE}, handed in", "a model" if model else "nothing", "a model", hint)
         assert model is not None
-        trained = _differ(model, sent[0])
-        expect(f"{CASE}, training is in the model", trained, True, _complaint(grid))
+        trained = "trained" if _differ(model, sent[0]) else "not trained"
+        expect(f"{CASE}, the model handed in is", trained, "trained", _complaint(grid))
         hashes.append(state_hash(model))
-    same = hashes[0] == hashes[1]
-    expect("the same contest twice, the same model", same, True, "Where does it draw by chance?")
+    models = "the same model" if hashes[0] == hashes[1] else "two models"
+    expect("the same contest twice", models, "the same model", "From where does chance come?")
 
 
 def _played(answer: Answer, grid: ContestGrid) -> tuple[State | None, bool]:
     """Return the model handed in last, and whether the main ended by itself."""
     handed_in, reference = list[State](), CNN(torch.Generator()).state_dict()
     hint = "What do you do with a reply that carries an error, or that nobody asked for?"
+    ended = True
     try:
         with on_error((ReplyError, ValueError, KeyError), hint):
             run_main(answer, grid, reference, handed_in)
-        ended = True
     except TimeIsUp:
         ended = False
+    finally:
+        if grid.history:
+            watch(grid)
     return (handed_in[-1] if handed_in else None), ended
 
 
