@@ -81,6 +81,7 @@ class Try:
     megabytes: float  # that the server sent and that the nodes sent
     seconds: float  # on the contest's clock, until main ended
     end: str  # how it ended
+    model: State | None = field(default=None, repr=False, compare=False)  # handed in last
 
     @property
     def score(self) -> float:
@@ -186,7 +187,7 @@ class Contest:
     images: int = 300
     dataset: str = FASHION_MNIST
     exam_images: int = 10_000
-    minutes: tuple[float, float] = (8, 14)
+    minutes: tuple[float, float] = (6, 10)
     tries: list[Try] = field(default_factory=list)
     grid: ContestGrid | None = None  # the last try's, to draw
 
@@ -203,9 +204,9 @@ class Contest:
             end = "time was up"
         except Exception as error:
             end = describe(error)
-        accuracy = self._examine(handed_in[-1]) if handed_in else 0.0
-        seconds = min(grid.seconds, deadline_s)
-        self.tries.append(Try(name, accuracy, grid.megabytes, seconds, end))
+        model = handed_in[-1] if handed_in else None
+        accuracy, seconds = self._examine(model) if model else 0.0, min(grid.seconds, deadline_s)
+        self.tries.append(Try(name, accuracy, grid.megabytes, seconds, end, model))
         return self.tries[-1]
 
     def table(self) -> str:
