@@ -23,6 +23,7 @@ from fedlib import (
     Config,
     Dataset,
     Partition,
+    ReplyError,
     Split,
     State,
     check_state,
@@ -161,7 +162,10 @@ def run_main(main: Main, grid: ContestGrid, reference: State, handed_in: list[St
         if not all(isinstance(value, Tensor) for value in values):
             came = type(state).__name__
             raise TypeError(f"hand_in: expected a state, which is tensors by name, got {came}")
-        check_state(state, reference)
+        try:
+            check_state(state, reference)
+        except ReplyError as error:  # main takes this kind for a node's
+            raise TypeError(f"hand_in: {error}") from error
         handed_in[:] = [{key: tensor.detach().clone() for key, tensor in state.items()}]
 
     with grid:
