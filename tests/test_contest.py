@@ -102,6 +102,15 @@ def test_bytes_count_as_fedlib_counts_them_on_both_ways_whether_taken_or_not() -
         assert grid.megabytes == pytest.approx((2 * both[0] + both[1]) / 1e6, abs=1e-12)
         time.sleep(20.0)
         assert grid.megabytes == pytest.approx(2 * sum(both) / 1e6, abs=1e-12)
+        grid.push_messages([Message(ORDER, 3, TRAIN, ttl=500)])
+        with pytest.raises(TimeIsUp):
+            time.sleep(300.0)
+        assert grid.megabytes == pytest.approx((3 * both[0] + 3 * both[1]) / 1e6, abs=1e-12)
+        with ContestGrid(toy_app(), [Traits(30.0)], deadline_s=20.0) as late:
+            late.push_messages([Message(ORDER, 2, TRAIN, ttl=500)])
+            with pytest.raises(TimeIsUp):
+                time.sleep(300.0)
+        assert late.megabytes == pytest.approx(both[0] / 1e6, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +210,11 @@ def test_another_seed_is_another_contest(small: dict[str, Any]) -> None:
     assert [n.train_s for n in drawn[0][0]] != [n.train_s for n in drawn[2][0]]
 
 
-@pytest.mark.parametrize("num_nodes", [3, 6, 12])
+@pytest.mark.parametrize("num_nodes", [3, 6, 9])
 def test_each_fault_strikes_one_node_and_others_are_away(
     num_nodes: int, small: dict[str, Any]
 ) -> None:
-    nodes, _ = Contest(**{**small, "num_nodes": num_nodes})._draw()
+    nodes, _ = Contest(**{**small, "num_nodes": num_nodes, "exam_images": 9})._draw()
     faults = Counter(node.fault for node in nodes)
     away = [node for node in nodes if math.isfinite(node.away[0])]
     assert all(faults[name] <= 1 for name in ("raises", "silent", "nan", "boasts"))
@@ -218,6 +227,11 @@ def test_the_exam_uses_images_that_no_node_holds(small: dict[str, Any]) -> None:
     for number in range(6):
         train = contest._partition(number).train
         assert round(contest._share * len(train)) + 300 // 6 <= len(train)
+
+
+def test_images_that_do_not_suffice_are_told(small: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="to find 900 images that no node holds, got too few"):
+        Contest(**{**small, "exam_images": 900}).play(lambda grid, hand_in: None, "none")
 
 
 def test_nodes_have_their_faults_and_answer_in_the_dtype_of_the_question(

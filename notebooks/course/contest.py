@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from course.virtual import VirtualGrid
+from course.virtual import START, VirtualGrid
 from fedlib import (
     Config,
     Dataset,
@@ -104,7 +104,8 @@ class ContestGrid(VirtualGrid):
     @property
     def megabytes(self) -> float:
         """What went over the wire by now: also replies that the server has not taken."""
-        came = (num_bytes for at, num_bytes in self._replies if at <= self.seconds)
+        end = min(self.seconds, self._deadline_s)
+        came = (num_bytes for at, num_bytes in self._replies if at <= end)
         return (self._bytes_sent + sum(came)) / 1e6
 
     def expect_time(self) -> None:
@@ -124,7 +125,7 @@ class ContestGrid(VirtualGrid):
         ids = list(super().push_messages(messages))
         self._bytes_sent += sum(_size(message) for message in messages)
         done = [self._due[message_id] for message_id in ids if message_id in self._due]
-        self._replies += [(at - (self._now - self.seconds), _size(m)) for at, m in done]
+        self._replies += [(at - START, _size(reply)) for at, reply in done]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -142,7 +143,7 @@ class ContestGrid(VirtualGrid):
         node_id, verb = message.metadata.dst_node_id, message.metadata.message_type
         node = self._nodes[node_id]
         work_s = {TRAIN: node.train_s, EVALUATE: node.train_s * EVALUATE_SHARE}.get(verb, 0.0)
-        starts_at = max(self._now, self._free_at[node_id]) - (self._now - self.seconds)
+        starts_at = max(self._now, self._free_at[node_id]) - START
         leaves_at, returns_at = node.away
         is_away = starts_at < returns_at and starts_at + work_s >= leaves_at
         return inf if is_away or (node.fault == "silent" and verb != IDENTIFY) else work_s
@@ -234,7 +235,14 @@ class Contest:
     def _share(self) -> float:
         """Which share of its partition a node holds."""
         sizes = [len(self._partition(i).train) for i in range(self.num_nodes)]
-        return 0.8 * self.images / float(np.mean(sizes))
+        share = 0.8 * self.images / float(np.mean(sizes))
+        left = min((1 - share) * size for size in sizes)
+        if left < self.exam_images / self.num_nodes:
+            raise ValueError(
+                f"contest: expected to find {self.exam_images} images that no node holds, "
+                f"got too few; lower images, exam_images or num_nodes"
+            )
+        return share
 
     def _draw(self) -> tuple[list[Traits], float]:
         """Draw how the nodes are, and the deadline."""
@@ -254,7 +262,7 @@ class Contest:
         return nodes, float(deadline_s)
 
     def _examine(self, state: State) -> float:
-        """Return the accuracy on the ends of the partitions, of which no node holds any."""
+        """Return the accuracy on the ends of the partitions, which no node holds."""
         parts = [self._partition(i).train for i in range(self.num_nodes)]
         last = self.exam_images // self.num_nodes
         images, labels = (
