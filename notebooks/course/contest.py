@@ -49,7 +49,7 @@ from fedlib.messages import (
 )
 from fedlib.training import single_thread
 
-MEGABYTES_A_POINT, MINUTES_A_POINT = 40, 2
+MEGABYTES_A_POINT, MINUTES_A_POINT = 20, 2
 """What a point of the score pays for."""
 FAULTS = ("raises", "silent", "nan", "boasts")  # each the permanent fault of one node
 NUM_AWAY = 3  # so many others are away for a while
