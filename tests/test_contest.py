@@ -45,7 +45,7 @@ def ask(grid: Any, content: RecordDict = ORDER, verb: str = TRAIN, wait_s: float
     return {reply.metadata.src_node_id: reply for reply in replies}
 
 
-def asking_all(grid: Any, hand_in: Any, rounds: int = 10**6, wait_s: float = 20.0) -> None:
+def asking_all(grid: Any, hand_in: Any, rounds: int = 10**6, wait_s: float = 28.0) -> None:
     """A right main: in each round it asks everybody, and takes what it can."""
     model: Any = START
     for server_round in range(1, rounds + 1):
@@ -382,7 +382,7 @@ RIGHT = [
     asking_all,
     pushing,
     lambda grid, hand_in: asking_all(grid, hand_in, rounds=1),
-    lambda grid, hand_in: asking_all(grid, hand_in, wait_s=9.0),
+    lambda grid, hand_in: asking_all(grid, hand_in, wait_s=40.0),
 ]
 
 

@@ -10,8 +10,8 @@ from fedlib import CNN, ReplyError, State, state_hash
 from fedlib.messages import TRAIN, TrainRequest, decode
 
 FAULTY = {0: "raises", 1: "nan", 2: "rubbish"}
-NODES = [Traits(4.0), Traits(5.0), Traits(6.0), Traits(7.0, "silent"), Traits(90.0)]
-NODES += [Traits(8.0), Traits(9.0, away=(20.0, 60.0)), Traits(10.0), Traits(11.0), Traits(12.0)]
+NODES = [Traits(10.0), Traits(12.0), Traits(15.0), Traits(15.0, "silent"), Traits(200.0)]
+NODES += [Traits(18.0), Traits(20.0, away=(30.0, 90.0)), Traits(22.0), Traits(25.0), Traits(30.0)]
 DEADLINE_S = 240.0
 CASE = "10 nodes of which 5 have faults, 240 s"
 
