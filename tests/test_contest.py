@@ -337,7 +337,7 @@ def returning(grid: Any, hand_in: Any) -> Any:
 WRONG = [
     (never_handing_in, "when is hand_in called?"),
     (waiting_for_ever, "How long does a wait last"),
-    (trusting, "a reply that carries an error"),
+    (trusting, "a reply that cannot be used?"),
     (trusting_after_errors, "hand_in: model state: conv1.weight: expected finite values"),
     (untrained, "Whose replies made it?"),
     (idle, "Who learns from images?"),

@@ -43,7 +43,7 @@ def contest_main(answer: Answer) -> None:
 def _played(answer: Answer, grid: ContestGrid) -> tuple[State | None, bool]:
     """Return the model handed in last, and whether the main ended by itself."""
     handed_in, reference = list[State](), CNN(torch.Generator()).state_dict()
-    hint = "What do you do with a reply that carries an error, or that nobody asked for?"
+    hint = "What do you do with a reply that cannot be used?"
     ended = True
     try:
         with on_error((ReplyError, ValueError, KeyError), hint):
