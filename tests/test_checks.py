@@ -20,6 +20,7 @@ from flwr.app import MetricRecord, RecordDict
 
 import refresh
 from course import checks
+from fedlib import CNN
 from test_notebooks import NOTEBOOKS, read, solution_code, tagged
 
 Answer = Any
@@ -68,6 +69,10 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     ),
     "effective_classes": (np.count_nonzero, "rare classes"),
     "images_needed": (lambda p, margin: p * (1 - p) / margin**2, "Two errors"),
+    "contest_main": (
+        lambda grid, hand_in: hand_in(CNN(torch.Generator()).state_dict()),
+        "Who learns from images?",
+    ),
     "convolution_parameters": (lambda i, o, k: o * i * k * k, "add at the end"),
     "local_training": (lambda *_, **__: 0.5, "expected 'Weighted', got 'float'"),  # test_main_02
     "mean_of_batches": (lambda b: sum(s / n for s, n in b) / len(b), "each example"),

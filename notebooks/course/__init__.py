@@ -4,6 +4,7 @@ The folder lies beside the notebooks, which run in theirs, so that it needs no i
 """
 
 from course import checks
+from course.contest import Contest
 from course.deployment import Deployment
 from course.draw import WatchedGrid, draw
 from course.plots import (
@@ -27,6 +28,7 @@ __all__ = [
     "NEUTRAL",
     "TEN_COLOURS",
     "WAITING",
+    "Contest",
     "Deployment",
     "FlowerHome",
     "Span",

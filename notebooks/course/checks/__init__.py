@@ -9,6 +9,7 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 from course.checks.aggregation import clip_update, server_step, update_mean
 from course.checks.app import command_line, results_folder, run_config_text
 from course.checks.client import node_generator, remember_lowest
+from course.checks.contest import contest_main
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, supernode_command
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
@@ -23,6 +24,7 @@ __all__ = [
     "answered_in_time",
     "clip_update",
     "command_line",
+    "contest_main",
     "convolution_parameters",
     "cosine_rate",
     "effective_classes",
