@@ -165,11 +165,8 @@ def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
                 axes.text(-left, y, f"round {server_round}", va="center", fontsize=8)
         names = [f"node {n}" if len(lanes) <= 9 else f"{n}" for n in lanes]
         axes.set_xticks([0, *lanes.values()], ["server", *names], fontsize=8)
-        axes.set(
-            xlim=(-left, right + (1.35 if timed else 0.9) * inch),
-            ylim=(len(rows) - 0.3, -0.8),
-            yticks=[],
-        )
+        axes.set_xlim(-left, right + (1.35 if timed else 0.9) * inch)
+        axes.set(ylim=(len(rows) - 0.3, -0.8), yticks=[])
         axes.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
         axes.spines[:].set_visible(False)
         axes.set_title(title, pad=12)
