@@ -11,7 +11,7 @@ from course.checks.app import command_line, results_folder, run_config_text
 from course.checks.client import node_generator, remember_lowest
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, supernode_command
-from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
+from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
 from course.checks.messages import label_histogram, record_bytes
 from course.checks.one_round import ideal_round, who_is_missing
 from course.checks.query import collect_in_time, volunteers, yes_rate
@@ -47,6 +47,7 @@ __all__ = [
     "server_step",
     "shards",
     "show_messages",
+    "six_steps",
     "supernode_command",
     "update_mean",
     "volunteers",
