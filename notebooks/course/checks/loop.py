@@ -66,7 +66,7 @@ def six_steps(answer: Answer) -> None:
         )
         for case, rounds, deaf, faults in cases:
             right = _play(fedlib_round, config, dataset, rounds, _Toys(deaf, faults), case)
-            mine = _play(answer, config, dataset, rounds, watch(_Toys(deaf, faults)), case)
+            mine = _play(answer, config, dataset, rounds, _Toys(deaf, faults), case)
             for wanted in right:  # a round is compared before the next one is played
                 _expect_round(case or f"round {wanted.record.server_round}", next(mine), wanted)
 
@@ -82,7 +82,7 @@ class _Played:
     written: dict[str, Any]
 
     def who(self, verb: str) -> list[int]:
-        return sorted({p for v, p, _ in self.asked if v == verb})
+        return sorted(p for v, p, _ in self.asked if v == verb)
 
     def stages(self) -> list[str]:
         verbs = [verb for verb, _, _ in self.asked]
@@ -133,15 +133,18 @@ def _play(
     with closing(directory):
         nodes = Nodes(grid)
         server = Server(config, nodes, dataset, "cpu", directory)
+        with grid:
+            nodes.roll_call(config.query_timeout)
         for server_round in range(1, rounds + 1):
             start, before = len(grid.history), state
             grid.newcomer_is_there = server_round > 1
-            where = (
-                f"That was in {case or 'round'}" if case else f"That was in round {server_round}"
-            )
-            with grid, on_error(Exception, f"{where}."):
-                nodes.roll_call(config.query_timeout)
-                came = answer(server, before, server_round)
+            where = case or f"round {server_round}"
+            with grid, on_error(Exception, f"(That was in: {where}.)"):
+                try:
+                    came = answer(server, before, server_round)
+                finally:
+                    if len(grid.history) > start:
+                        watch(grid)
             pairs = [(m.metadata, m) for _, m, _ in grid.history[start:]]
             asked = [(d.message_type, d.dst_node_id - 2, m) for d, m in pairs]
             asked = [row for row in asked if row[0] in VERBS and row[1] >= 0]
@@ -163,8 +166,9 @@ def _two(came: Any, has_asked: bool) -> tuple[State, Round]:
 def _written(directory: RunDirectory) -> dict[str, Any]:
     latest = directory.path / "latest.pt"
     model = torch.load(latest, weights_only=True)["model"] if latest.is_file() else None
+    rounds = [record["server_round"] for record in directory.results["rounds"]]
     return {
-        "the rounds in results.json": [r["server_round"] for r in directory.results["rounds"]],
+        "the rounds in results.json": f"{rounds}",
         "the model in latest.pt": _hash(model) if model else "none",
         "the checkpoints": [file.name for file in sorted(directory.path.glob("checkpoints/*"))],
     }
@@ -174,26 +178,22 @@ def _expect_round(case: str, got: _Played, wanted: _Played) -> None:
     """Compare a round with fedlib's: what was sent, what came out, what was written."""
     _expect_asked(case, got, wanted)
     trained = wanted.record.train.num_received > 0
-    plain = float(np.mean([p + 1 for p in got.who(TRAIN)]))
-    slips: dict[str, Any] = {
-        "That is the model that went in: what became of the replies?": got.before,
-        "Do all nodes weigh the same, whatever they trained on?": {
-            k: tensor + plain for k, tensor in got.before.items()
-        },
-    }
     if trained:
+        question = f"{case}, TRAIN adds p + 1 on partition p, so the new model's weights rise by"
         hint = "Is every reply in the mean, once, with its number of examples?"
-        expect(f"{case}, the new model", got.state, wanted.state, hint, slips)
-    question, hint = (
-        f"{case}, the new model's hash",
-        "Close, but not to the bit: what takes the mean?",
-    )
+        mean = float(np.mean([p + 1 for p in got.who(TRAIN)]))
+        slips: dict[str, Any] = {
+            "Do all nodes weigh the same, whatever they trained on?": f"{mean:.3f}",
+            "Is that the model that went in?": "0.000",
+        }
+        expect(question, _rise(got), _rise(wanted), hint, slips)
+    question, hint = f"{case}, the new model's hash", "Close, but not to the bit. Whose mean is it?"
     if not trained:
         question, hint = f"{case}, the model's hash", "With nothing to average, which one goes on?"
     expect(question, _hash(got.state), _hash(wanted.state), hint)
     if wanted.who(EVALUATE):
         sent = messages.decode(messages.EvaluateRequest, got.first(EVALUATE).content).model
-        slips = {"That is the model from before TRAIN.": _hash(got.before)}
+        slips = {"Is that the model from before TRAIN?": _hash(got.before)}
         question = f"{case}, the hash of the model in EVALUATE"
         expect(question, _hash(sent), _hash(wanted.state), "Which model is that?", slips)
     _expect_record(case, got.record, wanted.record)
@@ -217,7 +217,8 @@ def _expect_asked(case: str, got: _Played, wanted: _Played) -> None:
     expect(f"{case}, the stages in their order", stages, right, hint)
     everybody, sampled = wanted.who(QUERY), wanted.who(TRAIN)
     answered = [p for p in everybody if p != 4]
-    hints = {TRAIN: "Whom does `sample` choose?", QUERY: "Who is there in this round?"}
+    hints = {TRAIN: "Whom does `sample` choose?"}
+    hints[QUERY] = f"Who is there in this round? (Partition {NEWCOMER} comes in round 2.)"
     hints[EVALUATE] = "Who said yes in time?"
     slips = {
         TRAIN: {"Was a sample taken?": everybody},
@@ -228,9 +229,10 @@ def _expect_asked(case: str, got: _Played, wanted: _Played) -> None:
             "Are those that trained also the volunteers?": sampled,
         },
     }
-    for verb in VERBS:
+    for verb in (QUERY, TRAIN, EVALUATE):  # first, who is there
         question = f"{case}, the partitions that get {verb.upper()}"
-        expect(question, got.who(verb), wanted.who(verb), hints[verb], slips[verb])
+        named = {slip: f"{who}" for slip, who in slips[verb].items()}
+        expect(question, f"{got.who(verb)}", f"{wanted.who(verb)}", hints[verb], named)
     for verb in wanted.stages():
         ours = wanted.first(verb)
         question = f"{case}, the seconds that {verb.upper()} may take"
@@ -274,6 +276,12 @@ def _expect_record(case: str, got: Round, wanted: Round) -> None:
 
 def _hash(state: State) -> str:
     return state_hash(state)[:8]
+
+
+def _rise(played: _Played) -> str:
+    """Say by how much the weights have grown on average."""
+    moves = [(t - played.before[k]).double().flatten() for k, t in played.state.items()]
+    return f"{abs(float(torch.cat(moves).mean())):.3f}"
 
 
 def _config(message: Message) -> dict[str, Any]:
