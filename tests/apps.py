@@ -8,7 +8,8 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedlib import Config, LocalGrid, make_client_app, run
+from fedlib import Config, LocalGrid, make_client_app, run, server_step
+from fedlib.server_app import ServerStep
 
 NUM_NODES = 4
 STAGES = ("train", "query", "evaluate")
@@ -129,7 +130,9 @@ def without_seconds(value: Any) -> Any:
     return value
 
 
-def finished_rounds(config: Config, app: ClientApp | None = None) -> list[dict[str, Any]]:
+def finished_rounds(
+    config: Config, app: ClientApp | None = None, step: ServerStep = server_step
+) -> list[dict[str, Any]]:
     """Run on a LocalGrid and return the rounds' records."""
-    run(LocalGrid(app or make_client_app(config), NUM_NODES), config)
+    run(LocalGrid(app or make_client_app(config), NUM_NODES), config, step)
     return read_rounds(run_directory(config))

@@ -33,10 +33,27 @@ def remember_in_a_global(context: Any, loss: float) -> float:
     return min(SEEN)
 
 
-def momentum_in_place(model: Any, mean: Any, velocity: Any, beta: float) -> Answer:
+def momentum_in_place(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Answer:
+    velocity = memory or {k: torch.zeros_like(tensor) for k, tensor in model.items()}
     for k in model:
         velocity[k].mul_(beta).add_(mean[k] - model[k])
-    return {k: model[k] + velocity[k] for k in model}, velocity
+    return {k: model[k].add_(velocity[k]) for k in model}, velocity
+
+
+def momentum(velocity: Answer) -> Answer:
+    """A step whose velocity is made of the old one, the change and beta."""
+
+    def step(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Any:
+        new = {k: velocity(memory.get(k, 0.0), mean[k] - model[k], beta) for k in model}
+        return {k: model[k] + new[k] for k in model}, new
+
+    return step
+
+
+def momentum_downhill(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Any:
+    """As PyTorch's SGD has it: the gradient is the change with the other sign."""
+    buffer = {k: beta * memory.get(k, 0.0) + (model[k] - mean[k]) for k in model}
+    return [{k: model[k] - buffer[k] for k in model}, buffer]
 
 
 def megabytes_of(record: Any) -> float:
@@ -117,6 +134,10 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     ),
     "flattering_nodes": (lambda: [(10, 10), (5, 10), (5, 10)], "Which node is large?"),
     "momentum_step": (momentum_in_place, "it changes its argument"),
+    "six_steps": (
+        lambda server, model, server_round: model,
+        "expected '(dict, Round)', got 'dict'",
+    ),
     "price_of_a_target": (price_of_the_last_round_alone, "off by up to 3"),
     "paired_difference": (
         lambda a, b: (lambda d: (d.mean(), d.std() / len(d) ** 0.5))(
@@ -295,15 +316,28 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda n, p, late, t: round(n * p * min(1, t / late if late else 1)),
         "expected 18.225, got 18",
     ),
+    ("momentum_step", momentum(lambda v, change, beta: change), "Where is the old velocity?"),
+    ("momentum_step", momentum(lambda v, change, beta: v + change), "multiplied by beta?"),
+    ("momentum_step", momentum(lambda v, change, beta: beta * v - change), "A sign is wrong."),
     (
         "momentum_step",
-        lambda w, mean, v, b: (v := {k: b * v[k] + w[k] - mean[k] for k in w}, v)[::-1],
-        "wrong sign",
+        momentum(lambda v, change, beta: beta * v + (1 - beta) * change),
+        "or only a share?",
     ),
     (
         "momentum_step",
-        lambda w, mean, v, b: (v := {k: b * v[k] + mean[k] - w[k] for k in w}, v),
-        "the velocity alone",
+        lambda _, w, mean, v, beta: (v := {k: mean[k] - w[k] + beta * v.get(k, 0) for k in w}, v),
+        "the velocity alone?",
+    ),
+    (
+        "momentum_step",
+        lambda _, w, mean, v, beta: (mean, {k: beta * v[k] + mean[k] - w[k] for k in w}),
+        "What is in memory then?",
+    ),
+    (
+        "momentum_step",
+        lambda _, w, mean, memory, beta: (mean, {"velocity": {k: mean[k] - w[k] for k in w}}),
+        "Can latest.pt hold it?",
     ),
     ("price_of_a_target", price_by_counting, "`server_round`"),
     (
@@ -338,6 +372,7 @@ RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
     ("node_generator", seeded_by(lambda *who: random.Random(repr(who)).getrandbits(32))),
     ("node_generator", seeded_by(lambda *who: zlib.crc32(repr(who).encode()))),
     ("supernode_command", with_a_number("9096")),
+    ("momentum_step", momentum_downhill),
 ]
 
 

@@ -32,10 +32,21 @@ from apps import (
     run_directory,
     without_seconds,
 )
-from fedlib import SERVER, Config, LocalGrid, RunDirectoryError, State, run, server_app, state_hash
+from fedlib import (
+    SERVER,
+    Config,
+    LocalGrid,
+    RunDirectoryError,
+    State,
+    run,
+    server_app,
+    server_step,
+    state_hash,
+)
 from fedlib.config import kebab
 from fedlib.messages import IDENTIFY, count_bytes
 from fedlib.run_directory import MAY_CHANGE
+from fedlib.server_app import ServerStep
 
 BAD = 1  # the partition that misbehaves
 NUM_ROUNDS = 4
@@ -100,7 +111,9 @@ def in_one_go(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return of
 
 
-def stopped_in_round_3(folder: Path, output_dir: Path, **values: Any) -> Config:
+def stopped_in_round_3(
+    folder: Path, output_dir: Path, step: ServerStep = server_step, **values: Any
+) -> Config:
     """Stop a run in round 3 of 4, and return the config that goes on with it."""
 
     def stop(message: Message, partition: int) -> None:
@@ -109,14 +122,14 @@ def stopped_in_round_3(folder: Path, output_dir: Path, **values: Any) -> Config:
 
     config = make_config(folder, output_dir, num_server_rounds=NUM_ROUNDS, **values)
     with pytest.raises(Crash):
-        run(LocalGrid(Watched(config, stop), NUM_NODES), config)
+        run(LocalGrid(Watched(config, stop), NUM_NODES), config, step)
     return replace(config, resume_from=str(run_directory(config)))
 
 
-def expect_the_same(config: Config, expected: Run) -> None:
+def expect_the_same(config: Config, expected: Run, step: ServerStep = server_step) -> None:
     """Go on with a run that stopped after round 2; it comes to the same as one that did not."""
     app = Watched(config)
-    model = run(LocalGrid(app, NUM_NODES), config)
+    model = run(LocalGrid(app, NUM_NODES), config, step)
     assert app.count("train") == 2 * round(config.fraction_clients_train * NUM_NODES)
     assert contents(config) == expected  # it went on in the old directory, no new one
     assert state_hash(model) == hashes(expected[0])[-1]
@@ -138,17 +151,13 @@ def test_with_every_setting_a_resumed_run_equals_one_in_one_go(
 
 
 def test_a_server_step_with_memory_is_resumed_with_its_memory(
-    tiny_folder: Path,
-    tmp_path: Path,
-    in_one_go: Callable[..., Run],
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path, tmp_path: Path, in_one_go: Callable[..., Run]
 ) -> None:
     config = make_config(tiny_folder, tmp_path / "whole", num_server_rounds=NUM_ROUNDS)
     without_memory = hashes(in_one_go()[0])
-    monkeypatch.setattr(server_app, "server_step", fed_avg_m)
-    assert hashes(finished_rounds(config))[1] != without_memory[1]
-    resumed = stopped_in_round_3(tiny_folder, tmp_path / "stopped")
-    expect_the_same(resumed, contents(config))
+    assert hashes(finished_rounds(config, step=fed_avg_m))[1] != without_memory[1]
+    resumed = stopped_in_round_3(tiny_folder, tmp_path / "stopped", fed_avg_m)
+    expect_the_same(resumed, contents(config), fed_avg_m)
 
 
 def test_every_setting_is_tested_above_or_may_change() -> None:
@@ -317,7 +326,6 @@ def test_without_any_valid_reply_the_model_and_the_memory_stay(
         is_train = message.metadata.message_type == "train"
         return spoil(message, partition, reply) if is_train and round_of(message) == 2 else reply
 
-    monkeypatch.setattr(server_app, "server_step", fed_avg_m)
     memories, save_round = [], server_app.RunDirectory.save_round
 
     def save(directory: Any, record: Any, model: State, memory: State) -> None:
@@ -325,7 +333,7 @@ def test_without_any_valid_reply_the_model_and_the_memory_stay(
         save_round(directory, record, model, memory)
 
     monkeypatch.setattr(server_app.RunDirectory, "save_round", save)
-    first, second = finished_rounds(config, Watched(config, after=after))
+    first, second = finished_rounds(config, Watched(config, after=after), fed_avg_m)
     assert second["model_sha256"] == first["model_sha256"] != first_hash(config)
     assert memories[0] == memories[1]
     assert second["train"]["num_errors"] == len(second["train"]["problems"]) == NUM_NODES

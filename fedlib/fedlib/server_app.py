@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from fedlib.training import Weighted, evaluate, pick_device, single_thread
 
 FEW_NODES = 10
 
+ServerStep = Callable[[Config, State, State, State], tuple[State, State]]
+"""What ``server_step`` is: config, model, mean and memory go in, model and memory come out."""
+
 
 @dataclass(frozen=True)
 class GlobalModel:
@@ -50,6 +54,7 @@ class Server:
     dataset: Dataset  # every node is told its name
     device: str  # where the global model is evaluated
     directory: RunDirectory
+    step: ServerStep = server_step
 
 
 def make_server_app(config: Config | None = None) -> ServerApp:
@@ -72,13 +77,15 @@ def make_server_app(config: Config | None = None) -> ServerApp:
     return app
 
 
-def run(grid: Grid, config: Config) -> State:
+def run(grid: Grid, config: Config, step: ServerStep = server_step) -> State:
     """Train for ``config.num_server_rounds`` rounds and return the last global model.
+
+    ``step`` makes the next global model of the mean: a function of your own is another algorithm.
 
     Raises:
         FedlibError: Something that a person can put right; what was written stays.
     """
-    server, model, first_round = start(grid, config)
+    server, model, first_round = start(grid, config, step)
     with closing(server.directory) as directory, tracking(config.use_wandb, directory) as tracker:
         for server_round in range(first_round, config.num_server_rounds + 1):
             say(f"\n🔄 Starting round {server_round}/{config.num_server_rounds}")
@@ -102,7 +109,7 @@ def run(grid: Grid, config: Config) -> State:
     return model.state
 
 
-def start(grid: Grid, config: Config) -> tuple[Server, GlobalModel, int]:
+def start(grid: Grid, config: Config, step: ServerStep) -> tuple[Server, GlobalModel, int]:
     """Check what can be checked before any training; return the model and the first round."""
     device = pick_device(config.server_device)
     say(f"📦 Data set: {find_source(config.dataset)}")
@@ -127,7 +134,7 @@ def start(grid: Grid, config: Config) -> tuple[Server, GlobalModel, int]:
         done = latest.server_round >= config.num_server_rounds
         then = "nothing is left to do; raise num-server-rounds to go on" if done else "going on"
         say(f"⏩ {latest.server_round} rounds are done, {then}")
-    return Server(config, nodes, dataset, device, directory), model, first_round
+    return Server(config, nodes, dataset, device, directory, step), model, first_round
 
 
 @single_thread()  # the clients are at work: threads would wait for each other
@@ -152,7 +159,7 @@ def run_round(server: Server, model: GlobalModel, server_round: int) -> tuple[Gl
 
     # 3. ... and the server makes the next global model of the mean; it is evaluated meanwhile.
     if fedavg.num_states:
-        model = GlobalModel(*server_step(config, model.state, fedavg.result(), model.memory))
+        model = GlobalModel(*server.step(config, model.state, fedavg.result(), model.memory))
     with ThreadPoolExecutor(max_workers=1) as pool:
         central = pool.submit(evaluate_centrally, server, model.state, record)
 

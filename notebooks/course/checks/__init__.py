@@ -12,7 +12,7 @@ from course.checks.client import node_generator, remember_lowest
 from course.checks.contest import contest_main
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, supernode_command
-from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
+from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
@@ -51,6 +51,7 @@ __all__ = [
     "server_step",
     "shards",
     "show_messages",
+    "six_steps",
     "supernode_command",
     "train_round",
     "update_mean",
