@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apps import make_config, read_rounds, run_directory
-from fedlib import LocalGrid, make_client_app, run
+from fedlib import LocalGrid, load_results, make_client_app, run
 
 FILE = Path(__file__).parents[1] / "docs" / "loop.py"
 NUM_NODES, NUM_ROUNDS = 10, 2
@@ -57,3 +57,11 @@ def test_it_goes_on_without_a_node_that_fails(
     said = capsys.readouterr().out
     assert said.count("my disk is full") == NUM_NODES / 2 * NUM_ROUNDS
     assert re.findall(r"(\d+) trained", said) == [str(NUM_NODES // 2)] * NUM_ROUNDS
+
+
+def test_its_page_shows_the_first_round_of_the_default_run() -> None:
+    folder = FILE.parents[1]
+    first = load_results(folder / "_static")["rounds"][0]
+    page = (FILE.parent / "one-file.md").read_text(encoding="utf-8")
+    assert f"central accuracy {first['centralized_accuracy']:.4f};" in page
+    assert f"  model {first['model_sha256']}\n" in page
