@@ -4,12 +4,14 @@ import time
 
 import matplotlib.pyplot as plt
 import pytest
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from matplotlib.colors import to_hex
 from matplotlib.text import Annotation
 
+from course import VirtualGrid
 from course.draw import COLOURS, TROUBLE, Arrow, WatchedGrid, draw
+from fedlib import enter_local_run
 
 SLOW_S = 0.4
 
@@ -77,4 +79,26 @@ def test_the_picture_has_a_lane_a_node_and_red_where_something_went_wrong() -> N
         "server",
         *("node 2", "node 3", "node 4"),
     ]
+    plt.close(figure)
+
+
+def test_messages_can_be_drawn_without_a_grid() -> None:
+    enter_local_run()
+    request = question(9, "train", 1)
+    reply = Message(Error(100, "my battery is low"), reply_to=request)
+    figure = draw([request, reply], "A question and a refusal")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert {f"{ASKED} B", "error"} <= {*words}
+    assert not any(word.endswith(" s") for word in words)
+    plt.close(figure)
+
+
+def test_a_virtual_clock_stands_beside_each_arrow() -> None:
+    app = ClientApp()
+    app.query()(lambda message, context: Message(RecordDict(), reply_to=message))
+    with VirtualGrid(app, 2, work_s=lambda m: float(m.metadata.dst_node_id)) as virtual:
+        list(virtual.send_and_receive([question(n, "query", 1) for n in (2, 3)], timeout=9))
+    figure = draw(virtual, "Two nodes")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert [word for word in words if word.endswith(" s")] == ["0.0 s", "0.0 s", "2.0 s", "3.0 s"]
     plt.close(figure)

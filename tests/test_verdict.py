@@ -1,0 +1,86 @@
+"""What a check does beside its one line: it hands on a function, and shows messages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+
+from course import WatchedGrid, checks
+from course.checks.toy import toy_app
+from course.verdict import check, expect, watch
+
+
+@check
+def doubled(answer: Any) -> None:
+    """Twice a number."""
+    expect("3", answer(3), 6)
+
+
+def right(x: int) -> int:
+    return 2 * x
+
+
+def wrong(x: int) -> int:
+    return x + 2
+
+
+def stub(x: int) -> Any: ...
+
+
+def ours(x: int) -> int:
+    return x + x
+
+
+@pytest.mark.parametrize(
+    ("answer", "mark", "chosen"),
+    [(right, "✅ right", right), (wrong, "❌ wrong", ours), (stub, "⏳ stub", ours)],
+)
+def test_the_cells_below_use_a_right_answer_and_else_ours(
+    answer: Callable[[int], int],
+    mark: str,
+    chosen: Callable[[int], int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert doubled(answer, otherwise=ours) is chosen
+    lines = capsys.readouterr().out.splitlines()
+    whose = "yours" if chosen is right else "ours"
+    assert lines[0].startswith(mark)
+    assert lines[1:] == [f"   The cells below use {whose}."]
+
+
+def test_without_that_a_check_returns_nothing_that_a_notebook_would_show() -> None:
+    assert doubled(right) is None
+
+
+@check
+def asks_everybody(answer: Any) -> None:
+    """Each node gets a message."""
+    grid = watch(WatchedGrid(toy_app(), 2))
+    answer(grid)
+    asked = {arrow.node_id for arrow in grid.arrows() if not arrow.is_reply}
+    expect("who was asked", asked, {2, 3})
+
+
+def asks(node_ids: list[int]) -> Callable[[WatchedGrid], None]:
+    def ask(grid: WatchedGrid) -> None:
+        list(grid.push_messages([Message(RecordDict(), n, "query", ttl=60) for n in node_ids]))
+
+    return ask
+
+
+def test_a_wrong_loop_can_be_seen_until_another_check_is_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[Any, str]] = []
+    monkeypatch.setattr("course.verdict.show", lambda *picture: shown.append(picture))
+    asks_everybody(asks([2]))
+    assert capsys.readouterr().out.splitlines()[1].endswith("checks.show_messages()")
+    checks.show_messages()
+    [(figure, words)] = shown
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["server", "node 2"]
+    assert len(words.split()) >= 5
+    asks_everybody(asks([2, 3]))
+    assert capsys.readouterr().out.splitlines() == ["✅ ask: right."]
+    checks.show_messages()
+    assert "Nothing to show" in capsys.readouterr().out and len(shown) == 1
