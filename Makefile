@@ -100,6 +100,7 @@ bench-scaling: setup
 	$(BIN)/python tools/benchmark.py scaling
 
 figures: setup
+	$(BIN)/python tools/diagrams.py
 	$(BIN)/python tools/figures.py
 
 clean:

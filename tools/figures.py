@@ -1,9 +1,9 @@
 """Draw the pictures in ``_static/``: ``make figures``, or ``python tools/figures.py [FOLDER]``.
 
-Without a folder: the partitions, one round's messages, and the learning-rate schedules (which runs
-the app once for each and each seed, without an engine, so it takes some minutes). With a run
-directory: its metrics, and what W&B has on disk there, which is what its website would show after
-``wandb sync``.
+Without a folder: the partitions and the learning-rate schedules (which runs the app once for each
+and each seed, without an engine, so it takes some minutes). With a run directory: its metrics, and
+what W&B has on disk there, which is what its website would show after ``wandb sync``. The
+schematics come from ``diagrams.py``.
 """
 
 import json
@@ -27,8 +27,6 @@ sys.path.insert(0, str(REPOSITORY / "notebooks"))
 from course import (  # noqa: E402
     CENTRAL,
     FEDERATED,
-    WatchedGrid,
-    draw,
     plot_metrics,
     plot_partitions,
 )
@@ -67,16 +65,6 @@ def draw_partitions() -> Figure:
     alpha = f"Dirichlet α = {config.dirichlet_alpha:g}"
     title = f"Fifty partitions of Fashion-MNIST, {alpha}: sizes and mixtures differ"
     return plot_partitions(federated.partitioners["train"], title)
-
-
-def draw_round() -> Figure:
-    """Run one round on five nodes, two of which train, and draw its messages."""
-    with tempfile.TemporaryDirectory() as folder:
-        few: dict[str, Any] = {"num_server_rounds": 1, "fraction_clients_train": 0.4}
-        config = Config(use_wandb=False, output_dir=folder, **few)
-        grid = WatchedGrid(make_client_app(config), 5)
-        run(grid, config)
-    return draw(grid, "A roll call, then a round: TRAIN two, QUERY all, EVALUATE the willing")
 
 
 def draw_schedules() -> Figure:
@@ -165,7 +153,6 @@ def main() -> None:
     """Draw what the command line asks for."""
     if len(sys.argv) == 1:
         draw_partitions().savefig(STATIC / "fmnist_50_lda.png", dpi=110)
-        draw_round().savefig(STATIC / "one_round.png", dpi=110)
         draw_schedules().savefig(STATIC / "learning_rate_schedules.png", dpi=110)
         return
     results = load_results(sys.argv[1])
