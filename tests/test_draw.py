@@ -74,7 +74,9 @@ def test_the_picture_has_a_lane_a_node_and_red_where_something_went_wrong() -> N
     blue, orange, red = (c.lower() for c in (COLOURS["train"], COLOURS["query"], TROUBLE))
     assert colours == [blue, blue, blue, red, red, orange, red]
     words = [text.get_text() for text in axes.texts]
-    assert {"round 1", "round 2", "train", "query.who_are_you", "error", "no reply"} <= {*words}
+    assert {"round 1", "round 2", "train", "query.who_are_you", "error", "no reply in time"} <= {
+        *words
+    }
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         "server",
         *("node 2", "node 3", "node 4"),

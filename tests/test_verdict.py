@@ -84,3 +84,31 @@ def test_a_wrong_loop_can_be_seen_until_another_check_is_run(
     assert capsys.readouterr().out.splitlines() == ["✅ ask: right."]
     checks.show_messages()
     assert "Nothing to show" in capsys.readouterr().out and len(shown) == 1
+
+
+def forgets_to_return(x: int) -> Any:
+    y = 2 * x
+    y += 0
+
+
+def begun(x: int) -> Any:
+    y = 2 * x
+    y += 0
+    ...
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (forgets_to_return, "❌ forgets_to_return: it returned nothing. Is there a `return`?"),
+        (begun, "⏳ begun: not yet."),
+        (stub, "⏳ stub: not yet."),
+        (lambda x: ..., "⏳ <lambda>: not yet."),
+        (None, "⏳ doubled: not yet."),
+    ],
+)
+def test_a_forgotten_return_is_told_from_a_stub(
+    answer: Any, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubled(answer)
+    assert capsys.readouterr().out.startswith(line)

@@ -55,7 +55,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("", "roll call", MUTED, "who is there?", EVERYBODY, (2, 1, 4, 5, 3), ("its partition",)),
+    Stage("", "roll call", QUERY, "who is there?", EVERYBODY, (2, 1, 4, 5, 3), ("its partition",)),
     Stage("1", "sample", NEUTRAL, "nodes 2 and 5"),
     Stage("2", "TRAIN", TRAIN, "model, learning rate", (2, 5), (5, 2), ("model, loss",)),
     Stage("3", "aggregate", NEUTRAL, "the mean is the new model"),
@@ -161,11 +161,11 @@ def draw_layers() -> Picture:
         picture.box(54, y, 182, 28, PANEL, TRAIN)
         picture.words(64, y + 18.5, "Array", bold=True)
         picture.words(112, y + 18.5, name, code=True)
-    for y, name, words, colour, keys in (
-        (82, "MetricRecord", "numbers", EVALUATE, ("num-examples", "loss-sum")),
-        (176, "ConfigRecord", "settings", QUERY, ("server-round", "learning-rate")),
+    for y, name, words, keys in (
+        (82, "MetricRecord", "numbers", ("num-examples", "loss-sum")),
+        (176, "ConfigRecord", "settings", ("server-round", "learning-rate")),
     ):
-        picture.box(260, y, 182, 86, tint(colour), colour, 1.5)
+        picture.box(260, y, 182, 86, tint(TRAIN), TRAIN, 1.5)
         picture.heading(272, 432, y + 21, name, words)
         for k, key in enumerate(keys):
             picture.words(272, y + 46 + 22 * k, key, code=True)

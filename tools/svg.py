@@ -61,7 +61,7 @@ class Picture:
         write(self.root, {**head, **more, "font-family": "sans-serif"})
         self.add("title", {"id": f"{name}-title"}, title)
         self.add("desc", {"id": f"{name}-words"}, words)
-        self.box(0.5, 0.5, width - 1, height - 1, fill=PANEL, edge=EDGE, radius=8)
+        self.box(0.5, 0.5, width - 1, height - 1, fill=PANEL, edge=EDGE, radius=4)
 
     def add(self, tag: str, attributes: Attributes, text: str | None = None) -> None:
         """Add an element; attributes without a value are left out."""

@@ -97,7 +97,7 @@ def draw_trust() -> Picture:
     picture = Picture(
         *("who-trusts-whom", WIDTH, 386, "Who trusts whom, with what."),
         "A certificate authority (CA) stands above three boxes. You, with the flwr command, hold a "
-        "copy of ca.crt, and no key. The SuperLink holds server.pem, which the CA has signed, its "
+        "copy of ca.crt, and no key. The SuperLink holds the certificate server.pem, its "
         "private server.key, and the public keys of the registered nodes. Each SuperNode holds a "
         "copy of ca.crt and a private key. Arrow 1, from the CA to the SuperLink: "
         f"{ANSWERS[0]} Arrow 2, from you and from the SuperNodes to the SuperLink: {ANSWERS[1]} "
@@ -114,7 +114,7 @@ def draw_trust() -> Picture:
     holder(picture, you, 122, 132, "You, with flwr", ("ca.crt",))
     picture.box(you + 12, 184, 176, 24, PANEL, TROUBLE, dash="5 3")
     picture.words(you + 100, 200.5, "no key of your own", TROUBLE, anchor="middle")
-    files = "server.pem, signed", "public keys of nodes"
+    files = "certificate server.pem", "public keys of nodes"
     holder(picture, link, 122, 132, "SuperLink", files, "server.key")
     holder(picture, node, 122, 132, "SuperNode", ("ca.crt",), "node-0")
     colours = {"1": NEUTRAL, "2": TRAIN, "3": EVALUATE, "4": TROUBLE}

@@ -151,7 +151,8 @@ def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
             kilobytes = f"{row.num_bytes / 1000:,.1f} kB"
             size = kilobytes if row.num_bytes >= 1000 else f"{row.num_bytes} B"
             ink = TROUBLE if row.trouble else "#333333"
-            axes.text(right, y, row.trouble or size, color=ink, va="center", fontsize=7)
+            words = "no reply in time" if row.trouble == "no reply" else row.trouble
+            axes.text(right, y, words or size, color=ink, va="center", fontsize=7)
             if timed:
                 axes.text(right + 0.75, y, f"{row.at_s:.1f} s", va="center", fontsize=7)
             if row.message_type != verb:

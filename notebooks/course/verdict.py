@@ -4,7 +4,9 @@ A check never raises, so a notebook runs on; and it says what is wrong, not how 
 """
 
 import ast
+import dis
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -22,12 +24,13 @@ Answer = Any
 """A function that the learner wrote, or a value; ``None`` or ``...`` means: not yet."""
 
 
+NOT_YET = "Fill in the cell above, run it, then run this one again."
 Grid = TypeVar("Grid", bound=WatchedGrid)
 _watched_grids: list[WatchedGrid] = []
 
 
 class _NotYetError(Exception):
-    """The stub is untouched."""
+    """The stub is untouched, or what was written returns nothing: ``args`` has what came."""
 
 
 class _OffError(Exception):
@@ -56,10 +59,15 @@ def check(body: Callable[[Answer], None]) -> Check:
         _watched_grids.clear()
         try:
             if answer is None or answer is ...:
-                raise _NotYetError
+                raise _NotYetError(answer)
             body(_watched(answer) if callable(answer) else answer)
-        except (_NotYetError, NotImplementedError):
-            print(f"⏳ {title}: not yet. Fill in the cell above, run it, then run this one again.")
+        except (_NotYetError, NotImplementedError) as missing:
+            if missing.args == (None,) and _is_written(answer):
+                print(f"❌ {title}: it returned nothing. Is there a `return`?")
+            else:
+                print(
+                    f"⏳ {title}: not yet. Fill in the cell above, run it, then run this one again."
+                )
         except _OffError as off:
             print(f"❌ {title}: {off}")
         except Exception as error:  # the learner's own code raised
@@ -69,7 +77,7 @@ def check(body: Callable[[Answer], None]) -> Check:
             _watched_grids.clear()
             right = True
         if _watched_grids:
-            print("   To see every message that it sent and took: checks.show_messages()")
+            print("   To see the messages and what came back: checks.show_messages()")
         if otherwise is None:
             return None
         print(f"   The cells below use {'yours' if right else 'ours'}.")
@@ -85,9 +93,9 @@ def watch(grid: Grid) -> Grid:
 
 
 def show_messages() -> None:
-    """Draw what went over the grid of the last check, if its answer was wrong."""
+    """Draw the messages of the last check, if its answer was wrong."""
     for grid in _watched_grids:
-        title = "What your loop sent and took"
+        title = "What went to and fro in the last check"
         show(draw(grid, title), "A lane for the server and for each node, an arrow for a message.")
     if not _watched_grids:
         print("Nothing to show: the last check found nothing wrong, or needed no messages.")
@@ -109,6 +117,20 @@ def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return watched
 
 
+def _is_written(function: Any) -> bool:
+    """Does a function do anything, and does no line of it say ``...`` any more?"""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return False
+    nothing = {"RESUME", "NOP", "POP_TOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
+    try:
+        lines = [line.strip() for line in inspect.getsource(function).splitlines()]
+    except (OSError, TypeError):  # no source, as of a function made by exec
+        lines = []
+    does = {instruction.opname for instruction in dis.get_instructions(code)}
+    return not does <= nothing and "..." not in lines
+
+
 def _contents(value: Any) -> str:
     """Say what a container holds; of anything else, such as a context, nothing."""
     is_data = isinstance(value, (dict, list)) or hasattr(value, "dtype")
@@ -128,7 +150,7 @@ def expect(
         slips: Names of likely mistakes, and what they give; such a name stands for the hint.
     """
     if got is None or got is ...:
-        raise _NotYetError
+        raise _NotYetError(got)
     for kind, name in ((Mapping, "a dictionary"), (str, "a text"), (Set, "a set")):
         if isinstance(wanted, kind) and not isinstance(got, kind):
             raise _OffError(f"{question}: expected {name}, got {type(got).__name__}.")

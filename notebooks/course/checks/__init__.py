@@ -12,44 +12,46 @@ from course.checks.client import node_generator, remember_lowest
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, supernode_command
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
-from course.checks.messages import label_histogram, record_bytes
-from course.checks.one_round import ideal_round, who_is_missing
-from course.checks.query import collect_in_time, volunteers, yes_rate
+from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
+from course.checks.one_round import ideal_round, train_round
+from course.checks.query import query_stage, volunteers, yes_rate
 from course.checks.tracking import paired_difference, price_of_a_target
-from course.checks.training import convolution_parameters, gradient_steps, mean_of_batches
+from course.checks.training import convolution_parameters, local_training, mean_of_batches
 from course.verdict import show_messages
 
 __all__ = [
     "answered_in_time",
     "clip_update",
-    "collect_in_time",
     "command_line",
     "convolution_parameters",
     "cosine_rate",
     "effective_classes",
     "flattering_nodes",
     "good_for_host",
-    "gradient_steps",
     "ideal_round",
     "images_needed",
     "label_histogram",
+    "local_training",
     "long_enough",
     "mean_of_batches",
     "megabytes",
+    "message_to_train",
     "momentum_step",
     "node_generator",
     "paired_difference",
     "price_of_a_target",
+    "query_stage",
     "record_bytes",
     "remember_lowest",
+    "reply_to_train",
     "results_folder",
     "run_config_text",
     "server_step",
     "shards",
     "show_messages",
     "supernode_command",
+    "train_round",
     "update_mean",
     "volunteers",
-    "who_is_missing",
     "yes_rate",
 ]

@@ -1,25 +1,82 @@
 """Notebook 05: one round on the server."""
 
-from types import SimpleNamespace
+import math
+from typing import Any
 
-from course.verdict import Answer, check, expect, on_error
+import torch
+from flwr.app import Message
+
+from course.checks.waiting import (
+    WaitingRoom,
+    expect_end,
+    expect_seconds,
+    expect_sent,
+    expect_three,
+)
+from course.verdict import Answer, check, expect
+from fedlib import Config
+from fedlib.messages import TRAIN, TrainRequest, encode
+from fedlib.nodes import sample
 
 
 @check
-def who_is_missing(answer: Answer) -> None:
-    """Nodes without a usable reply, told by ``reply_to_message_id``."""
+def train_round(answer: Answer) -> None:
+    """A sampled round of TRAIN, until all have answered or the time is up."""
+    config = Config(use_wandb=False, seed=7)
+    nodes = list(range(26, 2, -1))  # in the order of their partitions, and node 2 is unknown
 
-    def reply(to: str, source: int, failed: bool = False) -> SimpleNamespace:
-        metadata = SimpleNamespace(reply_to_message_id=to, src_node_id=source)
-        return SimpleNamespace(metadata=metadata, has_error=lambda: failed)
+    def play(grid: WaitingRoom, server_round: int, timeout_s: float) -> tuple[Any, float]:
+        request = TrainRequest({"w": torch.zeros(2)}, server_round, "toy", 0.1)
+        given = (nodes, config, server_round, encode(request), timeout_s)
+        result, sent, seconds = grid.play(answer, *given)
+        wanted = sample(nodes, config, server_round)
+        hint = "Which nodes, config and round were given? Each is asked once."
+        expect_sent(sent, wanted, TRAIN, timeout_s, hint)
+        expect_three(result, "replies, errors, silent?")
+        return result, seconds
 
-    asked, late = {"a": 11, "b": 22, "c": 33, "d": 44}, reply("z", 22)
-    replies = [reply("c", 33, failed=True), late, reply("a", 11), reply("d", 1, failed=True)]
-    expect("nothing came", answer({"a": 11}, []), {11})
-    question = "11 answers, 33 fails, for 44 there is a note of failure, 22 answers an old message"
-    with on_error(KeyError, "Is each reply one to these messages?"):
-        missing = answer(asked, replies)
-    expect(question, missing, {22, 33, 44}, "To what is it a reply? Is it usable?")
+    def expect_replies(case: str, replies: Any, due_s: dict[int, float], slips: Any = None) -> None:
+        expect(f"{case}: `replies` is", type(replies).__name__, "dict")
+        expect(f"{case}: the nodes in `replies`", {*replies}, {*due_s}, "Who is left out?", slips)
+        for node_id, pair in replies.items():
+            is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+            kinds = [type(part).__name__ for part in (pair if is_pair else [pair])]
+            right = is_pair and isinstance(pair[1], Message)
+            wanted = "(seconds, Message)"
+            got = wanted if right else f"({', '.join(kinds)})"
+            expect(f"{case}: what `replies` holds for a node", got, wanted)
+            from_node = pair[1].metadata.src_node_id
+            expect(f"{case}: whose reply stands under node {node_id}", from_node, node_id)
+        expect_seconds(case, {n: seconds for n, (seconds, _) in replies.items()}, due_s)
+
+    case, due_s = "all answer", {26: 3.0, 24: 1.0, 22: 0.5, 15: 4.0, 8: 2.0}
+    grid = WaitingRoom(25, due_s)
+    (replies, errors, silent), seconds = play(grid, 1, 60.0)
+    expect_replies(case, replies, due_s)
+    expect(f"{case}: the nodes in `errors`", {*errors}, set())
+    expect(f"{case}: `silent`", {*silent}, set())
+    expect_end(case, seconds, 4.0, "What is it still waiting for?")
+
+    case = "19 fails after 2 s, 13 is silent, 11 takes 10.5 s, 24 takes 9.8 s, time-out 10 s"
+    slow = {24: 9.8, 19: 2.0, 13: math.inf, 11: 10.5, 3: 1.0}
+    grid = WaitingRoom(25, slow, {19: "raises"})
+    (replies, errors, silent), seconds = play(grid, 2, 10.0)
+    slips = {"Is an Error a result?": {3, 19, 24}, "Until when does it look for replies?": {3}}
+    expect_replies(case, replies, {24: 9.8, 3: 1.0}, slips)
+    expect(f"{case}: `errors` is", type(errors).__name__, "dict")
+    expect(f"{case}: the nodes in `errors`", {*errors}, {19}, "Who answered with an Error?")
+    reason = str(getattr(errors[19], "reason", errors[19]))
+    expect(f"{case}: the reason in `errors`", "my disk is full" in reason, True)
+    slips = {"Is a node silent that answers with an error?": {11, 13, 19}}
+    expect(f"{case}: `silent`", {*silent}, {11, 13}, "Who owes an answer at the end?", slips)
+    expect_end(case, seconds, 10.0, "The deadline is a point in time: when is it computed?")
+
+    case = "one round later, all answer"
+    due_s = {26: 0.0, 20: 0.0, 14: 0.0, 10: 0.0, 3: 1.0}
+    (replies, errors, silent), seconds = play(grid, 3, 10.0)
+    expect_replies(case, replies, due_s)
+    expect(f"{case}: `errors` and `silent`", {*errors, *silent}, set(), "Whose are these?")
+    expect_end(case, seconds, 1.0, "Does it still wait for the messages of an earlier round?")
 
 
 @check

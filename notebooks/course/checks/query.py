@@ -1,8 +1,20 @@
 """Notebook 07: questions with a deadline."""
 
-from types import SimpleNamespace
+import math
+from typing import Any
 
+from course.checks.waiting import (
+    WaitingRoom,
+    expect_end,
+    expect_seconds,
+    expect_sent,
+    expect_three,
+)
+from course.ours import query
 from course.verdict import Answer, check, expect, on_error
+from fedlib.messages import QUERY
+
+LAST = 8  # the node whose yes comes just in time
 
 
 @check
@@ -25,43 +37,36 @@ def volunteers(answer: Answer) -> None:
 
 
 @check
-def collect_in_time(answer: Answer) -> None:
-    """A poll loop that ends: everything has come, or the deadline has."""
-    longest_rest_s = 0.1  # as the exercise says
+def query_stage(answer: Answer) -> None:
+    """A QUERY to all nodes, until all have answered or the time is up; against ``Nodes.ask``."""
+    # A node with an even number holds an even partition, and says yes.
+    nodes = [11, 4, 7, 2, 9, 6, 5, 8]  # the three others are not to be asked
+    delays_s = dict.fromkeys(nodes, 0.0) | {11: 0.5, 4: 3.0, 7: 1.0}
 
-    def play(dues: list[int], timeout_s: float) -> tuple[Answer, float]:
-        box = SimpleNamespace(now=100.0, due=[100 + due for due in dues], calls=0, pulls=0)
+    def play(case: str, end_s: float, timeout_s: float, faults: dict[int, str]) -> None:
+        result, sent, seconds = WaitingRoom(11, delays_s, faults).play(answer, nodes, 3, timeout_s)
+        expect_sent(sent, nodes, QUERY, timeout_s, "Whom shall it ask? Each is asked once.")
+        for message in sent:
+            came = {name: dict(record) for name, record in message.content.items()}
+            wanted = {"config": {"server-round": 3}}
+            expect("what the messages carry", came, wanted, "Which class is the question?")
+        expect_three(result, "yes, no, problems?")
+        with WaitingRoom(11, delays_s, faults, strict=False) as same:
+            yes, no, problems = query(same, nodes, 3, timeout_s)
+        slips: dict[str, Any] = {"Is every answer a yes?": {*yes, *no}}
+        for name, came, right in (("yes", result[0], yes), ("no", result[1], no)):
+            expect(f"{case}: `{name}` is", type(came).__name__, "dict")
+            hint = "What does the reply say, and was it usable and in time?"
+            slips |= {"Is a failure an answer?": {*right, *faults}}
+            slips |= {"Until when does it look for replies?": {*right} - {LAST}} if faults else {}
+            expect(f"{case}: the nodes in `{name}`", {*came}, {*right}, hint, slips)
+            expect_seconds(case, came, delays_s)
+        hint = "Who answered, though not usably? Who never did?"
+        expect(f"{case}: `problems`", result[2], problems, hint)
+        why = "What is it still waiting for?" if end_s < timeout_s else "When is the deadline?"
+        expect_end(case, seconds, end_s, why)
 
-        def pass_time(seconds: float) -> None:
-            box.now, box.calls = box.now + seconds, box.calls + 1
-            expect("does it go on for ever", box.calls > 20_000, False, "What ends the loop?")
-
-        def pull() -> list[str]:
-            pass_time(0.001)
-            box.pulls += 1
-            came = [due for due in box.due if due <= box.now]
-            box.due = [due for due in box.due if due > box.now]
-            return [f"reply {due - 100:g}" for due in came]
-
-        def clock() -> float:
-            pass_time(0.0001)
-            return float(box.now)
-
-        def sleep(seconds: float) -> None:
-            longest = f"at most {longest_rest_s} s"
-            rest = longest if seconds <= longest_rest_s + 1e-9 else f"{seconds:g} s"
-            expect("how long it rests at a time", rest, longest, "Who waits for it meanwhile?")
-            pass_time(max(0, seconds))
-
-        got = answer(pull, len(dues), timeout_s, clock, sleep)
-        often = box.pulls > 500 * (box.now - 100) + 10
-        expect("more than 500 pulls a second", often, False, "Does it ever rest?")
-        return got, box.now - 100
-
-    hint = "Until when? Are earlier pulls kept?"
-    for dues, timeout_s, came, over in (([1, 4, 7], 5, 2, 5), ([1, 2], 60, 2, 2)):
-        asked = f"replies due after {dues} s, time-out {timeout_s} s"
-        replies, seconds = play(dues, timeout_s)
-        expect(asked, replies, [f"reply {due}" for due in dues[:came]], hint)
-        on, why = seconds > over + 2 * longest_rest_s, "Why wait on?"
-        expect(f"{asked}: did it wait on for long after {over} s", on, False, why)
+    play("all answer", 3.0, 60.0, {})
+    delays_s |= {2: math.inf, 6: 5.5, LAST: 4.8}
+    case = "5 fails, 4 sends rubbish, 2 is silent, 6 takes 5.5 s, 8 takes 4.8 s, time-out 5 s"
+    play(case, 5.0, 5.0, {5: "raises", 4: "rubbish"})
