@@ -15,7 +15,14 @@ from refresh import COST
 FOLDER = refresh.HERE
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
 OPENING = ("**You will build** ", "**You need to know** ", "](../_static/badge.svg)")
-CLOSING = ("What you learned", "Three questions", "What comes next", "Further reading")
+CLOSING = (
+    *("Change one line", "What you learned"),
+    *("Three questions", "What comes next", "Further reading"),
+)
+EXERCISE = re.compile(r"^### Exercise (\d+): .+\n\n(.*)$", re.M)
+DIFFICULTY = re.compile(r"\*(★☆☆|★★☆|★★★) · [1-9]\d* minutes\*")
+MINUTES = re.compile(r"\*\*It takes\*\* about (\d+) minutes")
+STARTS_PROCESSES = re.compile(r"\b(?:simulate|FlowerHome|Deployment)\(")
 PUBLIC_FLOWER = ("flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation")
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w.:/<>])(/(home|root|tmp|work|Users|usr|var|opt|private)/|[A-Z]:\\)"
@@ -117,10 +124,12 @@ def test_it_opens_and_closes_as_all_do(path: Path) -> None:
     notebook = read(path)
     opening = notebook.cells[0].source
     assert opening.startswith(f"# {path.stem[:2]} · ")
-    assert all(part in opening for part in OPENING) and COST.search(opening)
+    assert all(part in opening for part in OPENING)
+    assert MINUTES.search(opening) and COST.search(opening)
     parts = re.split(r"^## (.*)$", "\n\n".join(c.source for c in prose(notebook)), flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    assert tuple(sections)[-4:] == CLOSING
+    assert tuple(sections)[-5:] == CLOSING
+    assert len(re.findall(r"^- .*[?]", sections["Change one line"], re.M)) == 2
     assert sections["Three questions"].count("<details>") == 3
     assert re.search(r"\]\(https?://", sections["Further reading"])
 
@@ -159,6 +168,22 @@ def test_its_exercises_have_a_stub_a_check_a_hint_and_a_solution(path: Path) -> 
         assert "".join(texts(checks[number])).startswith("⏳")
         assert "<summary>Hint</summary>" in solutions[number].source
         assert "<summary>Solution</summary>" in solutions[number].source
+
+
+@each
+def test_each_exercise_says_how_hard_it_is_and_how_long_it_takes(path: Path) -> None:
+    notebook = read(path)
+    found = EXERCISE.findall("\n\n".join(cell.source for cell in prose(notebook)))
+    assert [int(number) for number, _ in found] == list(tagged(notebook, "exercise"))
+    assert [line for _, line in found if not DIFFICULTY.fullmatch(line)] == []
+
+
+@each
+def test_where_processes_are_started_there_is_help_by_symptom(path: Path) -> None:
+    notebook = read(path)
+    if any(STARTS_PROCESSES.search(cell.source) for cell in refresh.code_cells(notebook)):
+        text = "\n".join(cell.source for cell in prose(notebook))
+        assert "<details><summary>If it does not work</summary>" in text
 
 
 # --- numbers in prose come from the outputs
@@ -221,3 +246,18 @@ def test_the_readme_says_how_many_seconds_each_notebook_takes() -> None:
     stated = re.findall(r"^\|.*\(notebooks/([\w-]+)\.ipynb\).* (\d+) s \|$", readme, re.M)
     costs = [(p.stem, COST.search(read(p).cells[0].source)) for p in NOTEBOOKS]
     assert stated == [(name, cost[1]) for name, cost in costs if cost]
+
+
+def test_the_times_of_the_paths_through_the_course_are_sums_of_the_notebooks_own() -> None:
+    text = "\n".join(cell.source for cell in prose(read(NOTEBOOKS[0])))
+    rows = re.findall(r"^\|[^|]*\| ([^|]*) \|[^|]*\| (\d+) hours \| (\d+) minutes \|$", text, re.M)
+    heads = [read(path).cells[0].source for path in NOTEBOOKS]
+    costs = [[int(pattern.findall(head)[0]) for head in heads] for pattern in (MINUTES, COST)]
+    sums = []
+    for which, *_ in rows:
+        numbers = list[int]()
+        for first, last in re.findall(r"(\d\d)(?: to (\d\d))?", which):
+            numbers += range(int(first), int(last or first) + 1)
+        sums.append((which, *(str(round(sum(cost[n] for n in numbers) / 60)) for cost in costs)))
+    assert rows == sums
+    assert rows[-1][0] == f"00 to {NOTEBOOKS[-1].stem[:2]}"

@@ -19,9 +19,9 @@ REPOSITORY = BOOK.parent.parent
 
 STAGED = (
     *("*.md", "*.yaml", "*.txt", "LICENSE", ".github/workflows/*", "_static/*", "docs/*.md"),
-    "_static/diagrams/*.svg",
+    *("docs/*.py", "_static/diagrams/*.svg"),
     *("fedlib/*.md", "fedlib/fedlib/**/*.py", "fedlib/fedlib/**/*.md"),
-    *("notebooks/*.md", "notebooks/*.ipynb", "notebooks/course/*.py", "tools/*.py"),
+    *("notebooks/*.md", "notebooks/*.ipynb", "notebooks/course/**/*.py", "tools/*.py"),
 )
 """Pages, and all that they may link to: a module becomes a page, other files can be downloaded."""
 MODULE_LIST = """

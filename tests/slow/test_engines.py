@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -208,3 +209,19 @@ def test_on_a_gpu_every_engine_and_every_run_gives_the_same_bits(
     monkeypatch.setattr("fedlib.client_app.pick_device", lambda: "cpu")
     run(LocalGrid(make_client_app(on("cpu")), NUM_NODES), on("cpu"))
     assert hashes("cpu") != expected  # else nothing above was computed on the GPU
+
+
+def test_the_whole_loop_in_one_file_makes_the_models_of_the_default_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.run(
+        [sys.executable, APP.parent / "docs" / "loop.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # as in the file
+    config = Config(
+        num_server_rounds=3, query_max_delay=0, use_wandb=False, output_dir=str(tmp_path)
+    )
+    run(LocalGrid(make_client_app(config), 50), config)
+    models = [record["model_sha256"] for record in read_rounds(run_directory(config))]
+    assert re.findall(r"model ([0-9a-f]{64})$", done.stdout, re.M) == models

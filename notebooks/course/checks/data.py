@@ -29,14 +29,14 @@ def megabytes(answer: Answer) -> None:
     full = Round(1, 0.05, train=train, query=query, evaluate=evaluate)
     rounds = full, Round(2, 0.05, train=Stage(bytes_sent=10**6))
     got = answer({"rounds": [asdict(record) for record in rounds]})
-    hint = "All rounds, all stages, both directions, in 10**6 bytes, not rounded?"
+    hint = "Did you add all rounds, stages and directions, in 10**6 bytes, not rounded?"
     expect("a round of 22.560001 MB and one of 1 MB", got, 23.560001, hint)
 
 
 @check
 def shards(answer: Answer) -> None:
     """Two shards a node, of labels in a row that is sorted first."""
-    hint = "Indices of the data set, sorted by label, two shards a node in the given order?"
+    hint = "Are these indices, sorted by label, with two shards a node in the given order?"
     order = np.array([3, 0, 1, 2])
     # NumPy's plain sort keeps the order of a few examples on some processors, of many on none.
     for labels in (np.array([0, 1, 1, 0, 1, 0, 0, 1]), np.arange(800) * 7 % 10):
@@ -49,7 +49,7 @@ def shards(answer: Answer) -> None:
 @check
 def effective_classes(answer: Answer) -> None:
     """The exponential of the entropy of a node's shares."""
-    hint = "Of shares, natural logarithm, the minus, and e to the H?"
+    hint = "Did you take shares, their natural logarithm, the minus, and e to the power of H?"
     slips = {"A sign is wrong: where is the minus?": 0.25, "That is the entropy H.": np.log(4)}
     expect("four equal classes", answer(np.full(4, 30)), 4.0, hint, slips)
     expect("one class of three", answer(np.array([0, 8, 0])), 1.0, "What do empty classes add?")
@@ -59,6 +59,7 @@ def effective_classes(answer: Answer) -> None:
 @check
 def images_needed(answer: Answer) -> None:
     """Images for which two standard errors of an accuracy are the margin."""
-    expect("accuracy 0.75, margin 1/8", answer(0.75, 0.125), 48.0, "Two errors, then squared?")
-    expect("accuracy 0.5, margin 1/16", answer(0.5, 0.0625), 256.0, "Does p (1 - p) enter?")
-    expect("accuracy 0.8, margin 0.03", answer(0.8, 0.03), 6400 / 9, "Rounded?")
+    hint = "Two errors make the margin; what if you square both?"
+    expect("accuracy 0.75, margin 1/8", answer(0.75, 0.125), 48.0, hint)
+    expect("accuracy 0.5, margin 1/16", answer(0.5, 0.0625), 256.0, "Where does p (1 - p) enter?")
+    expect("accuracy 0.8, margin 0.03", answer(0.8, 0.03), 6400 / 9, "Was it rounded?")

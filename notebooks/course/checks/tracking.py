@@ -15,14 +15,14 @@ def price_of_a_target(answer: Answer) -> None:
         train = Stage(bytes_sent=megabytes_sent * 10**6, bytes_received=5 * 10**5)
         rounds.append(asdict(Round(number, 0.05, centralized_accuracy=accuracy, train=train)))
     case = "rounds 3 to 7 with 0.3, None, 0.6, 0.5, 0.7; 1.5, 1.5, 2.5 ... MB"
-    hint = "The first that is good enough, and what all rounds up to it cost?"
+    hint = "Is it the first that is good enough, with what all rounds up to it cost?"
     slips = {
         "What is the round's own `server_round`?": (3, 5.5),
         "Do rounds count from 0?": (2, 5.5),
     }
     with on_error(TypeError, "In a round without a measurement the accuracy is None."):
         expect(f"target 0.6 of {case}", answer(rounds, 0.6), (5, 5.5), hint, slips)
-    expect("target 0.9", repr(answer(rounds, 0.9)), "(None, None)", "And if none gets there?")
+    expect("target 0.9", repr(answer(rounds, 0.9)), "(None, None)", "What if none gets there?")
 
 
 @check
@@ -33,5 +33,7 @@ def paired_difference(answer: Answer) -> None:
         got = answer(a, b)
     case, pair = "differences 1, 3, 5 at seeds 1, 2, 3", got if got in (None, ...) else len(got)
     expect("how many numbers are returned", pair, 2)
-    expect(f"{case}, mean", got[0], 3.0, "One difference, a - b, for each seed that both have?")
-    expect(f"{case}, error", got[1], 2 / 3**0.5, "n - 1, then the root of n?")
+    hint = "Is there one difference, a - b, for each seed that both have?"
+    expect(f"{case}, mean", got[0], 3.0, hint)
+    hint = "Did you divide by n - 1 for the variance, then by the root of n?"
+    expect(f"{case}, error", got[1], 2 / 3**0.5, hint)
