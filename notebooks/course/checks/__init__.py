@@ -7,10 +7,10 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 """
 
 from course.checks.aggregation import clip_update, server_step, update_mean
-from course.checks.app import command_line, results_folder, run_config_text
+from course.checks.app import command_line, own_app, results_folder
 from course.checks.client import node_generator, remember_lowest
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
-from course.checks.deployment import good_for_host, long_enough, supernode_command
+from course.checks.deployment import good_for_host, long_enough, three_nodes
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
 from course.checks.messages import label_histogram, record_bytes
 from course.checks.one_round import ideal_round, who_is_missing
@@ -38,16 +38,16 @@ __all__ = [
     "megabytes",
     "momentum_step",
     "node_generator",
+    "own_app",
     "paired_difference",
     "price_of_a_target",
     "record_bytes",
     "remember_lowest",
     "results_folder",
-    "run_config_text",
     "server_step",
     "shards",
     "show_messages",
-    "supernode_command",
+    "three_nodes",
     "update_mean",
     "volunteers",
     "who_is_missing",
