@@ -33,7 +33,9 @@ START_TIMEOUT_S = 90.0
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 GAVE_UP = "Failed to start local SuperLink within"
 """What Flower's CLI says where the SuperLink that it starts does not answer within 15 s."""
-NOTES = re.compile(r"(INFO|WARNING) *:|Using SuperLink|Flower App config|- Recommended|.*Manually term|$")
+NOTES = re.compile(
+    r"(INFO|WARNING) *:|Using SuperLink|Flower App config|- Recommended|.*Manually term|$"
+)
 """How lines of Flower's CLI begin that are about Flower, not about the command's outcome."""
 # Ctrl-C is for us; we end the others. (Windows knows groups instead of sessions.)
 _APART: dict[str, Any] = {
