@@ -2,12 +2,8 @@
 
 import ast
 import contextlib
-import itertools
 import math
 import random
-import re
-import shlex
-import tomllib
 import zlib
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,7 +15,8 @@ from cryptography import x509
 from flwr.app import MetricRecord, RecordDict
 
 import refresh
-from course import checks
+from course import checks, deployment
+from course.thermometer import thermometer
 from fedlib import CNN
 from test_notebooks import NOTEBOOKS, read, solution_code, tagged
 
@@ -69,9 +66,14 @@ def trust_anybody(certificate: Any, ca: Any, host: str, now: Any) -> bool:
     return bool(certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc)
 
 
-def without_tls(partition: int, partitions: int, link: str, *_: Any) -> list[str]:
-    shares = f"partition-id={partition} num-partitions={partitions}"
-    return ["flower-supernode", "--insecure", "--superlink", link, "--node-config", shares]
+def app_that_asks_at_once() -> dict[str, str]:
+    files = thermometer()
+    return files | {"server_app.py": files["server_app.py"].replace("while len", "if len")}
+
+
+def nobody_is_refused(*given: Any) -> Any:
+    register, node, *_ = deployment.three_nodes(*given)
+    return register, node, node, node
 
 
 WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part of what it hears
@@ -139,15 +141,12 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         "expected '(dict, Round)', got 'dict'",
     ),
     "price_of_a_target": (price_of_the_last_round_alone, "off by up to 3"),
+    "own_app": (app_that_asks_at_once, "Who was there when it asked?"),
     "paired_difference": (
         lambda a, b: (lambda d: (d.mean(), d.std() / len(d) ** 0.5))(
             np.array([a[seed] - b[seed] for seed in a if seed in b])
         ),
         "n - 1",
-    ),
-    "run_config_text": (
-        lambda text: tomllib.loads("\n".join(shlex.split(text))),
-        "it raised TOMLDecodeError",
     ),
     "results_folder": (lambda a, b, c: f"{a}/{c}", "if it is absolute"),
     "command_line": (lambda: "flwr run fedlib --run-config seed=7", "❌"),
@@ -156,7 +155,7 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         "which answer must still come",
     ),
     "good_for_host": (trust_anybody, "❌"),
-    "supernode_command": (without_tls, "what is the CA for"),
+    "three_nodes": (nobody_is_refused, "where unknown differs from node"),
 }
 
 
@@ -197,13 +196,6 @@ def price_without_null(rounds: Any, target: float) -> Any:
     return (reached[0], sum(costs)) if reached else (None, None)
 
 
-def first_pairs(text: str) -> Any:
-    """A quoted value ends at its quote, but a pair may begin inside it."""
-    starts = [m.start() for m in re.finditer(r"[\w-]+=", text)]
-    pieces = [text[a:b] for a, b in itertools.pairwise([*starts, None])]
-    return tomllib.loads("\n".join(pieces))
-
-
 def seconds_of(trace: Any, since: str) -> list[float]:
     return sorted(m["ended"] - m[since] for m in trace)
 
@@ -219,16 +211,6 @@ def raising(certificate: Any, ca: Any, host: str, now: Any) -> bool:
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     listed = (str(name.value) for name in names)
     return host in listed and trust_anybody(certificate, ca, host, now)
-
-
-def with_a_number(port: Any) -> Answer:
-    def command(partition: int, partitions: int, link: str, ca: Any, key: str, _: int) -> list[Any]:
-        shares = f"partition-id={partition} num-partitions={partitions}"
-        flags = {"--superlink": link, "--port": port, "--root-certificates": ca}
-        flags |= {"--auth-supernode-private-key": key, "--node-config": shares}
-        return ["flower-supernode", *(word for flag in flags.items() for word in flag)]
-
-    return command
 
 
 def remember_by_node_id(context: Any, loss: float) -> float:
@@ -346,8 +328,6 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         "count from 0",
     ),
     ("price_of_a_target", price_without_null, "the accuracy is None"),
-    ("run_config_text", tomllib.loads, "One pair a line?"),
-    ("run_config_text", first_pairs, "Where is a space part of a value"),
     ("results_folder", lambda a, _, c: PurePosixPath(a) / c, "a text, got PurePosixPath"),
     (
         "long_enough",
@@ -363,7 +343,6 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
     ),
     ("good_for_host", signed_and_in_the_subject, "Does its subject list hosts?"),
     ("good_for_host", raising, "True or False?"),
-    ("supernode_command", with_a_number(9096), "is 9096 a text"),
 ]
 
 RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
@@ -371,7 +350,6 @@ RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
     ("node_generator", seeded_by(lambda *who: hash(who) % 2**32)),
     ("node_generator", seeded_by(lambda *who: random.Random(repr(who)).getrandbits(32))),
     ("node_generator", seeded_by(lambda *who: zlib.crc32(repr(who).encode()))),
-    ("supernode_command", with_a_number("9096")),
     ("momentum_step", momentum_downhill),
 ]
 

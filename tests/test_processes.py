@@ -1,6 +1,7 @@
 """Whatever ends a program, what it started ends too; and ``make stop`` ends what is left."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -84,6 +85,40 @@ def test_what_was_closed_starts_nothing_that_nobody_would_end() -> None:
         with pytest.raises(FedlibError, match="expected an open FlowerHome, got one that was clo"):
             start("list")
     assert not home.folder.exists()
+
+
+def test_a_command_runs_as_in_a_terminal_and_ends_at_the_words_that_end_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = """
+import os, time
+print("INFO :  a note of Flower's", flush=True)
+print(f"\\x1b[31m{os.environ['COURSE']}\\x1b[0m in {os.environ['FLWR_HOME']}", flush=True)
+print(os.getcwd(), "is where it ends", flush=True)
+time.sleep(600)
+"""
+    with FlowerHome() as home:
+        command = shlex.join(["python", "-c", program])
+        output = home.shell(command, folder=tmp_path, until="it ends", COURSE="red")
+        with pytest.raises(FedlibError, match=r"expected an end within 0\.5 s"):
+            home.shell(command, timeout_s=0.5, COURSE="blue")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["red in <flower>", f"{tmp_path} is where it ends"]
+    assert printed[2].startswith("[exit status ") and "[exit status 0]" not in printed
+    assert output.startswith("INFO") and f"red in {home.folder}" in output
+
+
+def test_a_census_knows_names_parents_folders_and_variables() -> None:
+    with FlowerHome(COURSE="yes") as home:
+        program = home.folder / "sleeper.run"
+        program.write_text("import time; time.sleep(600)", encoding="utf-8")
+        process = home.start_process("sleeper", "python", str(program))
+        home.wait_until_at_most(1)
+        [seen] = home.census()
+        assert (seen.name, seen.pid, seen.parent) == ("sleeper", process.pid, os.getpid())
+        assert (seen.folder, seen.environment["COURSE"]) == (Path.cwd(), "yes")
+        assert abs(seen.born - process.create_time()) < 1
+    assert home.census() == []
 
 
 @posix

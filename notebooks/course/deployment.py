@@ -41,8 +41,10 @@ class Deployment(FlowerHome):
 
     Args:
         num_nodes: How many partitions, each held by a SuperNode of its own.
+        num_started: How many of the SuperNodes are started, the first ones; None: all.
         tls: With TLS and authenticated nodes; without, all is plain HTTP and everybody may join.
         keep_warm: Answer messages from forks of a warm process (``course.warm``).
+        show: Gets a line before each step of ``start``, such as ``print``.
         environment: Environment variables for the processes, besides this process's own.
 
     Attributes:
@@ -56,12 +58,16 @@ class Deployment(FlowerHome):
         self,
         num_nodes: int,
         *,
+        num_started: int | None = None,
         tls: bool = True,
         keep_warm: bool = warm.AVAILABLE,
+        show: Callable[[str], object] = lambda line: None,
         **environment: str,
     ) -> None:
         super().__init__(**environment)
         self.num_nodes, self.port, self.keep_warm = num_nodes, free_port(), keep_warm
+        self.num_started = num_nodes if num_started is None else num_started
+        self.show = show
         self.environment.setdefault(TRACE, str(self.folder / "trace.jsonl"))
         made = make_credentials(self.folder / "credentials", num_nodes) if tls else None
         self.credentials = made
@@ -90,13 +96,17 @@ class Deployment(FlowerHome):
                 folder = self.folder / "warm"
                 self.start_process("warm", "python", "-P", str(warm.PROGRAM), str(folder))
                 self.environment["PATH"] = f"{folder}{os.pathsep}{self.environment['PATH']}"
+            self.show("Starting the SuperLink ...")
             self.start_superlink()
-            for partition_id in range(self.num_nodes):
+            for partition_id in range(self.num_started):
+                self.show(f"Registering and starting SuperNode {partition_id} ...")
                 self.register(partition_id)
                 self.start_supernode(partition_id)
-            for partition_id in range(self.num_nodes):
+            self.show("Waiting until the SuperLink has let them in ...")
+            for partition_id in range(self.num_started):
                 self.wait_for_supernode(partition_id)
             if self.keep_warm:
+                self.show("Waiting for the warm process ...")
                 self.wait_for("warm", warm.READY)
         except BaseException:
             self.close()
@@ -204,3 +214,28 @@ class Deployment(FlowerHome):
             with urllib.request.build_opener(*handlers).open(url, timeout=5) as answer:
                 return bool(answer.status == 200)
         return False
+
+
+def three_nodes(
+    folder: Path, ca: Path, superlink: str, port: int, shares: str
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Return four commands of notebook 12, and make the files that they name in a new folder.
+
+    Returns:
+        What registers a key; what starts the node with this key; what starts one whose key nobody
+        registered; and one with the registered key, that trusts another authority.
+    """
+    mine, stranger = folder / "mine", folder / "stranger"
+    for key in (mine, stranger):
+        write_node_key(key)
+    other = make_credentials(folder / "other", num_nodes=0).ca
+
+    def start(key: Path, trusted: Path) -> list[str]:
+        return [
+            *("flower-supernode", "--superlink", superlink, "--port", str(port)),
+            *("--root-certificates", str(trusted), "--auth-supernode-private-key", str(key)),
+            *("--node-config", shares),
+        ]
+
+    register = ["flwr", "supernode", "register", f"{mine}.pub", CONNECTION]
+    return register, start(mine, ca), start(stranger, ca), start(mine, other)

@@ -7,6 +7,7 @@ with FlowerHome() as home:
 import os
 import re
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,11 +33,27 @@ START_TIMEOUT_S = 90.0
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
 GAVE_UP = "Failed to start local SuperLink within"
 """What Flower's CLI says where the SuperLink that it starts does not answer within 15 s."""
+NOTES = re.compile(
+    r"(INFO|WARNING) *:|Using SuperLink|Flower App config|- Recommended|.*Manually term|$"
+)
+"""How lines of Flower's CLI begin that are about Flower, not about the command's outcome."""
 # Ctrl-C is for us; we end the others. (Windows knows groups instead of sessions.)
 _APART: dict[str, Any] = {
     "start_new_session": True,
     "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
 }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A process, as it was when somebody looked."""
+
+    name: str  # of the program, without its folder: flower-superlink
+    pid: int
+    parent: int
+    born: float  # when it was started, in seconds since 1970
+    folder: Path  # where it works
+    environment: Mapping[str, str]
 
 
 class FlowerHome:
@@ -106,23 +124,75 @@ class FlowerHome:
         Raises:
             FedlibError: It failed or did not end in time; the text has its last words.
         """
-        failed, output = self._run_flwr(arguments, timeout_s, show)
-        if failed and GAVE_UP in output:
-            (show or say)("⏳ Flower waited in vain for its SuperLink to start; once more ...")
-            failed, output = self._run_flwr(arguments, timeout_s, show)
-        if failed:
+        code, output = self._run(("flwr", *arguments), timeout_s, show)
+        if _failed(code, output):
             raise FedlibError(f"flwr {arguments[0]} failed: {last_words(output)}")
         return output
 
-    def _run_flwr(
-        self, arguments: Sequence[str], timeout_s: float, show: Callable[[str], object] | None
-    ) -> tuple[bool, str]:
-        """Run the ``flwr`` command once; return whether it failed, and what it printed."""
-        lines, environment = list[str](), self._open_environment()
+    def shell(
+        self,
+        command: str,
+        *,
+        folder: Path | None = None,
+        until: str = "",
+        timeout_s: float = 300.0,
+        **environment: str,
+    ) -> str:
+        """Run a command as a terminal would: print its lines as they come, and its exit status.
+
+        Not printed are colours, Flower's notes about itself, and where this object's folder is.
+
+        Args:
+            command: As one would type it.
+            folder: Where one would type it: here, or in another folder.
+            until: Kill the command as soon as a line has these words, as Ctrl-C would.
+            timeout_s: When to give up, in seconds.
+            environment: Environment variables for this command only.
+
+        Returns:
+            All that it printed, without colours.
+        """
+
+        def show(line: str) -> None:
+            if not NOTES.match(line):
+                print(line.replace(str(self.folder), "<flower>"), flush=True)
+
+        code, output = self._run(
+            shlex.split(command), timeout_s, show, until=until, folder=folder, **environment
+        )
+        print(f"[exit status {code}]")
+        return output
+
+    def _run(
+        self,
+        words: Sequence[str],
+        timeout_s: float,
+        show: Callable[[str], object] | None,
+        **place: Any,
+    ) -> tuple[int, str]:
+        """Run a command, twice where Flower gave up; return its exit status and what it printed."""
+        code, output = self._run_once(words, timeout_s, show, **place)
+        if _failed(code, output) and GAVE_UP in output:
+            (show or say)("⏳ Flower waited in vain for its SuperLink to start; once more ...")
+            code, output = self._run_once(words, timeout_s, show, **place)
+        return code, output
+
+    def _run_once(
+        self,
+        words: Sequence[str],
+        timeout_s: float,
+        show: Callable[[str], object] | None,
+        *,
+        until: str = "",
+        folder: Path | None = None,
+        **more: str,
+    ) -> tuple[int, str]:
+        lines, environment = list[str](), self._open_environment() | more
         with subprocess.Popen(
-            [_find("flwr", environment), *arguments],
+            [_find(words[0], environment), *words[1:]],
+            cwd=folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL,  # who asks something gets no answer, and need not wait
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -142,15 +212,14 @@ class FlowerHome:
                     lines.append(COLOURS.sub("", line))
                     if show:
                         show(lines[-1].rstrip("\n"))
+                    if until and until in line:
+                        process.kill()
             finally:
                 alarm.cancel()
                 process.kill()  # no effect on one that has ended
         if late.is_set():
-            raise FedlibError(f"flwr {arguments[0]}: expected an end within {timeout_s:g} s")
-        output = "".join(lines)
-        # With --format json, the exit code is 0 even where it failed.
-        failed = process.returncode != 0 or output.startswith('{\n  "success": false')
-        return failed, output
+            raise FedlibError(f"{' '.join(words[:2])}: expected an end within {timeout_s:g} s")
+        return process.returncode, "".join(lines)
 
     def start_process(self, name: str, *command: str) -> psutil.Popen:
         """Start a process in the background; what it prints is added to its log."""
@@ -203,6 +272,29 @@ class FlowerHome:
         """Return the processes that were started with this folder, directly or not."""
         return processes_of(self.folder)
 
+    def census(self) -> list[Seen]:
+        """Return what these processes are at this moment, the oldest first.
+
+        One that has just split off from its parent, and is nothing of its own yet, is left out.
+        """
+        found = []
+        for process in self.processes():
+            with suppress(psutil.Error, OSError, StopIteration):
+                command, parent = process.cmdline(), process.parent()
+                if parent is None or command != parent.cmdline():
+                    words = [Path(word).name for word in command if word]
+                    name = next(word for word in words if not word.startswith(("-", "python")))
+                    about = Path(process.cwd()), process.environ()
+                    name, pid, born = name.removesuffix(".run"), process.pid, process.create_time()
+                    found.append(Seen(name, pid, process.ppid(), born, *about))
+        return sorted(found, key=lambda seen: (seen.born, seen.pid))
+
+    def wait_until_at_most(self, number: int, timeout_s: float = 60.0) -> None:
+        """Wait until no more than some of these processes are left, or the time is up."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.census()) > number and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_S)
+
 
 def free_port() -> int:
     """Return a port on which nobody listens, below those that outgoing connections use."""
@@ -216,6 +308,11 @@ def free_port() -> int:
 def last_words(text: str) -> str:
     """Return the end of a log in one line."""
     return " / ".join(line.strip() for line in text.splitlines() if line.strip())[-600:]
+
+
+def _failed(code: int, output: str) -> bool:
+    """Did a command of Flower fail? With --format json, its exit status is 0 even then."""
+    return code != 0 or output.startswith('{\n  "success": false')
 
 
 def _find(program: str, environment: Mapping[str, str]) -> str:

@@ -7,11 +7,11 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 """
 
 from course.checks.aggregation import clip_update, server_step, update_mean
-from course.checks.app import command_line, results_folder, run_config_text
+from course.checks.app import command_line, own_app, results_folder
 from course.checks.client import node_generator, remember_lowest
 from course.checks.contest import contest_main
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
-from course.checks.deployment import good_for_host, long_enough, supernode_command
+from course.checks.deployment import good_for_host, long_enough, three_nodes
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
 from course.checks.one_round import ideal_round, train_round
@@ -40,6 +40,7 @@ __all__ = [
     "message_to_train",
     "momentum_step",
     "node_generator",
+    "own_app",
     "paired_difference",
     "price_of_a_target",
     "query_stage",
@@ -47,12 +48,11 @@ __all__ = [
     "remember_lowest",
     "reply_to_train",
     "results_folder",
-    "run_config_text",
     "server_step",
     "shards",
     "show_messages",
     "six_steps",
-    "supernode_command",
+    "three_nodes",
     "train_round",
     "update_mean",
     "volunteers",

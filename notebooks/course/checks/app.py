@@ -1,27 +1,256 @@
 """Notebook 11: the app and its commands."""
 
+import ast
+import importlib
+import io
 import itertools
+import math
+import re
 import shlex
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from course.verdict import Answer, check, expect, on_error
+from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from course.verdict import Answer, check, expect, on_error, watch
+from course.virtual import VirtualGrid
+from fedlib.errors import one_line
+from fedlib.local_grid import SERVER_NODE_ID
+
+TABLES = {  # of pyproject.toml, with the keys that must be there
+    "project": ("name", "version", "dependencies"),
+    "tool.flwr.app": ("publisher",),
+    "tool.flwr.app.components": ("serverapp", "clientapp"),
+    "tool.flwr.app.config": ("warm-above", "min-nodes"),
+}
+LIMIT_S = 40  # on the virtual clock: a wait of 30 s, and something for looking
 
 
 @check
-def run_config_text(answer: Answer) -> None:
-    """What --run-config hands over, as a dictionary."""
-    run = {"output-dir": "my runs", "seed": 7}
-    broken = "Where is a space part of a value, and are its quotes left?"
-    values, end = "Is each value read as TOML?", "Where does a pair begin and end?"
-    for text, wanted, error, hint in (
-        ("momentum=0.5", {"momentum": 0.5}, values, values),
-        ("seed=7 use-wandb=false", {"seed": 7, "use-wandb": False}, "One pair a line?", values),
-        ("output-dir='my runs' seed=7", run, broken, end),
-        ('output-dir="my runs"   seed=7', run, broken, end),
-        ("output-dir='my a=b runs' seed=7", run | {"output-dir": "my a=b runs"}, broken, end),
-    ):
-        with on_error(ValueError, f"That was {text}. {error}"):
-            got = answer(text)
-        expect(text, got, wanted, hint)
+def own_app(answer: Answer) -> None:
+    """An app that asks every node whether it is warm: read as Flower does, then run with faults."""
+    files = answer()
+    expect("what it returns", files, {} if not isinstance(files, Mapping) else files)
+    expect("its files", sorted(map(str, files)), sorted({*map(str, files), "pyproject.toml"}))
+    kinds = {name: type(text).__name__ for name, text in files.items()}
+    expect("what a file's name stands for", kinds, dict.fromkeys(files, "str"), "Its text?")
+    open_lines = [name for name, text in files.items() if "..." in map(str.strip, text.split("\n"))]
+    if len(open_lines) == len(files):
+        raise NotImplementedError
+    components = _declared(files)
+    expect("files that still have a line of three dots", open_lines, [])
+    with TemporaryDirectory() as folder:
+        for name, text in files.items():
+            file = Path(folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        for case in CASES:
+            case.run(Path(folder), components)
+
+
+def _declared(files: Mapping[str, str]) -> dict[str, str]:
+    """Look at pyproject.toml, and return where the two apps are."""
+    with on_error(tomllib.TOMLDecodeError, "It is about pyproject.toml. Are its texts quoted?"):
+        project = tomllib.loads(files["pyproject.toml"])
+    found = dict[str, Any]()
+    for table, keys in TABLES.items():
+        found = project
+        for part in table.split("."):
+            found = found.get(part, {})
+        there = ", ".join(key for key in keys if found.get(key, "") != "") or "none"
+        hint = "Is the table's name right?" if not found else "What must it say?"
+        if any(key.replace("-", "_") in found for key in keys if "-" in key):
+            hint = "Which words have a hyphen, which an underscore?"
+        expect(f"the keys in [{table}]", there, ", ".join(keys), hint)
+    expect("the config", {key: found[key] for key in keys}, CASES[0].config, "Which defaults?")
+    named = {re.split(r"[^\w.-]", text)[0].lower() for text in project["project"]["dependencies"]}
+    for name, text in files.items():
+        if name.endswith(".py"):
+            for package in _imported(text, files) | {"flwr"}:
+                hint = "What must a machine install that has only Python?"
+                there = package if package.lower() in named else "not in dependencies"
+                expect(f"{name} needs {package}", there, package, hint)
+    return dict(project["tool"]["flwr"]["app"]["components"])
+
+
+def _imported(text: str, files: Mapping[str, str]) -> set[str]:
+    """Return the packages that a module imports, besides Python's own and the app's modules."""
+    with suppress(SyntaxError):  # of which we speak later
+        parts = list(ast.walk(ast.parse(text)))
+        names = {a.name for part in parts if isinstance(part, ast.Import) for a in part.names}
+        names |= {p.module for p in parts if isinstance(p, ast.ImportFrom) and p.module}
+        tops = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"flwr"}
+        tops -= {re.split(r"[/.]", name)[0] for name in files}
+        owners = packages_distributions() if tops else {}
+        return {owners.get(top, [top])[0] for top in tops}
+    return set()
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What goes on while the app runs, and what it must print."""
+
+    question: str
+    wanted: str
+    slips: Mapping[str, str]  # what else it may print, and the question that helps
+    config: Mapping[str, float] = field(
+        default_factory=lambda: {"warm-above": 23.5, "min-nodes": 10}
+    )
+    raising: int = -1  # the node whose handler raises
+    silent: int = -1  # the node that never answers
+    coming: tuple[int, ...] = ()  # how many nodes there are at the first looks
+
+    def run(self, folder: Path, components: Mapping[str, str]) -> None:
+        """Load the app anew, and let it run on a virtual clock."""
+
+        def client_app(message: Message, context: Context) -> Any:
+            if context.node_config["partition-id"] == self.raising:
+                raise ValueError("my sensor is broken")
+            return apps["clientapp"](message, context)
+
+        apps, printed = dict[str, Any](), io.StringIO()
+        num_nodes, config = int(self.config["min-nodes"]), UserConfig(self.config)
+        grid = _Coming(client_app, num_nodes, config, self.silent, self.coming)
+        context = Context(1, 1, {}, RecordDict(), config)
+        with grid, _loading(folder):  # so that the app's modules import this clock
+            for side, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
+                apps[side] = _load(side, components[side], kind, folder)
+            try:
+                with redirect_stdout(printed):
+                    apps["serverapp"](watch(grid), context)
+            except Exception as error:
+                hint = (
+                    "What does a reply with an error have, and what not?"
+                    if self.raising > 0
+                    else ""
+                )
+                if isinstance(error, TimeoutError):
+                    hint = "What ends its waiting?"
+                with on_error(Exception, f"That was the ServerApp; {self.question}. {hint}"):
+                    raise
+        came = re.findall(r"\d+ of \d+", printed.getvalue())
+        if self.wanted not in came:
+            got = came[-1] if came else one_line(printed.getvalue())[-60:] or "nothing"
+            hint = self.slips.get(got, "") if came else "Does the ServerApp print its line?"
+            for _, message, _ in grid.history:
+                reason = message.error.reason or "" if message.has_error() else ""
+                if reason and "my sensor" not in reason:
+                    hint = f"A node said: {one_line(reason)[-150:]}."
+            expect(f"what it prints; {self.question}", got, self.wanted, hint)
+        hint = "How long may send_and_receive wait?"
+        seconds = "40 s or less" if grid.seconds <= LIMIT_S else f"{grid.seconds:,.0f} s"
+        expect(f"how long it waits; {self.question}", seconds, "40 s or less", hint)
+        for _, message, _ in grid.history:
+            if message.metadata.dst_node_id == SERVER_NODE_ID and message.has_content():
+                secret = 18 + message.metadata.src_node_id  # node i + 2 holds partition i
+                values = [v for record in message.content.values() for v in record.values()]
+                told = "its temperature" if secret in values else "yes or no"
+                expect("what a node tells the server", told, "yes or no", "Who compares?")
+
+
+_LIMIT = "From where comes the limit that it compares with?"
+_EARLY = "Who was there when it asked? In a simulation, too, the ServerApp is there first."
+_COUNT = "Who is counted behind 'of'?"
+CASES = (
+    _Case("10 nodes, warm-above=23.5", "6 of 10", {"4 of 10": "Who is warm?"}),
+    _Case(
+        "10 nodes, warm-above=27.5",
+        "2 of 10",
+        {"6 of 10": _LIMIT},
+        {"warm-above": 27.5, "min-nodes": 10},
+    ),
+    _Case(
+        "10 nodes, warm-above=24.0",
+        "5 of 10",
+        {"6 of 10": "One node has 24 degrees. Is it warmer than that?"},
+        {"warm-above": 24.0, "min-nodes": 10},
+    ),
+    _Case(
+        "6 nodes that come one by one, min-nodes=6",
+        "2 of 6",
+        {f"0 of {n}": _EARLY for n in range(6)},
+        {"warm-above": 23.5, "min-nodes": 6},
+        coming=(0, 0, 1, 2, 4),
+    ),
+    _Case("one of 10 nodes raises an error", "5 of 9", {"5 of 10": _COUNT}, raising=9),
+    _Case("one of 10 nodes never answers", "5 of 9", {"5 of 10": _COUNT}, silent=8),
+)
+
+
+class _Coming(VirtualGrid):
+    """Nodes that are not there yet when the ServerApp begins; one of them may be silent."""
+
+    def __init__(
+        self,
+        client_app: Any,
+        num_nodes: int,
+        config: UserConfig,
+        silent: int,
+        coming: Sequence[int],
+    ) -> None:
+        super().__init__(client_app, num_nodes, config, work_s=self._work)
+        self._silent, self._looks = silent + 2, iter(coming)
+
+    def _work(self, message: Message) -> float:
+        return math.inf if message.metadata.dst_node_id == self._silent else 0.0
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return those that are there by now."""
+        return list(self.contexts)[: next(self._looks, len(self.contexts))]
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Let the app's modules be found, and forget them afterwards."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
+
+    own = {path.stem for path in folder.iterdir() if path.is_dir() or path.suffix == ".py"}
+    hidden = {k: v for k, v in sys.modules.items() if k.partition(".")[0] in own}
+    forget()
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        forget()
+        sys.modules.update(hidden)
+
+
+def _load(side: str, reference: str, kind: type, folder: Path) -> Any:
+    """Return the app that a component names, as Flower finds it."""
+    question, (module, colon, name) = f"{side} = {reference!r}", str(reference).partition(":")
+    expect(question, "module:name" if colon and name else "no colon", "module:name")
+    path = module.replace(".", "/")
+    there = [p.name for p in (folder / f"{path}.py", folder / path / "__init__.py") if p.is_file()]
+    hint = "Is a module's name that of its file, without .py?"
+    got = "there" if there else "not there"
+    expect(f"{question}, so the app's file {path}.py", got, "there", hint)
+    try:
+        app = getattr(importlib.import_module(module), name, None)
+    except Exception as error:
+        hint = "Where do its lines begin?" if isinstance(error, IndentationError) else ""
+        with on_error(Exception, f"That was the import of {module}. {hint}"):
+            raise
+    hint = f"What is called {name} in {module}?"
+    expect(question, type(app).__name__, kind.__name__, hint)
+    if kind is ServerApp:
+        text = (folder / path).with_suffix(".py").read_text(encoding="utf-8") if there else ""
+        main = "@app.main()" if re.search(r"\.main\(\)", text) else "no function"
+        expect(f"{module}, under @app.main()", main, "@app.main()", "What does Flower call?")
+    return app
 
 
 @check
