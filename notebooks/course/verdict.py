@@ -166,7 +166,7 @@ def on_error(kind: type[Exception] | tuple[type[Exception], ...], hint: str) -> 
     try:
         yield
     except kind as error:
-        raise _OffError(f"it raised {type(error).__name__}: {one_line(error)}. {hint}") from error
+        raise _OffError(f"it raised {type(error).__name__}: {one_line(error).rstrip(".")}. {hint}") from error
 
 
 def elsewhere(function: Callable[[], Answer]) -> Answer:
