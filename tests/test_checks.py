@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography import x509
-from flwr.app import MetricRecord
+from flwr.app import Message, MetricRecord
 
 import refresh
 from course import checks
@@ -90,6 +90,10 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     "node_generator": (
         lambda *who: torch.Generator().manual_seed(int(sum(who))),
         "share their chance",
+    ),
+    "handle_train": (
+        lambda message, context: Message(message.content, reply_to=message),
+        "Which dataclass is the reply",
     ),
     "who_is_missing": (
         lambda asked, replies: set(asked.values()) - {r.metadata.src_node_id for r in replies},

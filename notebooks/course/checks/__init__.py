@@ -8,7 +8,7 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 
 from course.checks.aggregation import clip_update, server_step, update_mean
 from course.checks.app import command_line, results_folder, run_config_text
-from course.checks.client import node_generator, remember_lowest
+from course.checks.client import handle_train, node_generator, remember_lowest
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, supernode_command
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step
@@ -30,6 +30,7 @@ __all__ = [
     "flattering_nodes",
     "good_for_host",
     "gradient_steps",
+    "handle_train",
     "ideal_round",
     "images_needed",
     "label_histogram",
