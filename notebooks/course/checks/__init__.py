@@ -6,7 +6,7 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 ``main = checks.one_round(my_main, otherwise=fedlib_main)``.
 """
 
-from course.checks.aggregation import clip_update, server_step, update_mean
+from course.checks.aggregation import aggregate, clip_update, server_step
 from course.checks.app import command_line, results_folder, run_config_text
 from course.checks.client import handle_train, node_generator, remember_lowest
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
@@ -20,6 +20,7 @@ from course.checks.training import convolution_parameters, gradient_steps, mean_
 from course.verdict import show_messages
 
 __all__ = [
+    "aggregate",
     "answered_in_time",
     "clip_update",
     "collect_in_time",
@@ -49,7 +50,6 @@ __all__ = [
     "shards",
     "show_messages",
     "supernode_command",
-    "update_mean",
     "volunteers",
     "who_is_missing",
     "yes_rate",

@@ -175,6 +175,7 @@ def _wrong_weights(request: TrainRequest, partition_id: int) -> Iterator[tuple[s
     yield text, trained({"learning_rate": SETTINGS.learning_rate})
     text = "Those are the default options. What does the run config of this Context say?"
     yield text, trained(usual)
+    text = "Those are the default options, and the config's learning rate. Who says which?"
     yield text, trained(usual | {"learning_rate": SETTINGS.learning_rate})
     for name, value in usual.items():
         yield f"{name} is not as the run config of this Context says.", trained({name: value})
