@@ -8,7 +8,7 @@ import torch
 from flwr.app import Message
 
 from course import checks
-from course.checks.aggregation import fedlib_mean_of_replies
+from course.checks.aggregation import aggregate_with_fedavg
 from fedlib import FedAvg, ReplyError, check_state
 from fedlib.messages import TrainReply, decode
 
@@ -161,7 +161,7 @@ def stops_at_the_first_problem(model: Any, replies: Iterable[Message]) -> Any:
 
 RIGHT = {
     "as in the notebook": aggregate(),
-    "fedlib's": fedlib_mean_of_replies,
+    "fedlib's": aggregate_with_fedavg,
     "FedAvg, and a tuple": by_fedlib_in_two_names,
     "float32": in_float32,
     "a moving mean": moving_mean,
@@ -197,10 +197,10 @@ WRONG: dict[str, tuple[Any, str]] = {
         ),
         "no reply at all",
     ),
-    "one value": (lambda model, replies: fedlib_mean_of_replies(model, replies)[0], "come back"),
+    "one value": (lambda model, replies: aggregate_with_fedavg(model, replies)[0], "come back"),
     "problems unnamed": (aggregate(problem=lambda _, error: str(error)), "Whose reply"),
     "problems unsaid": (
-        lambda model, replies: (fedlib_mean_of_replies(model, replies)[0], []),
+        lambda model, replies: (aggregate_with_fedavg(model, replies)[0], []),
         "left out",
     ),
     "it stops": (stops_at_the_first_problem, "the mean"),
@@ -221,7 +221,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 def verdict(answer: Any, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    used = checks.aggregate(answer, otherwise=fedlib_mean_of_replies)
+    used = checks.aggregate(answer, otherwise=aggregate_with_fedavg)
     line, which = capsys.readouterr().out.splitlines()
     assert which == f"   The cells below use {'yours' if used is answer else 'ours'}."
     return line

@@ -55,7 +55,7 @@ def clip_update(answer: Answer) -> None:
         expect("length 0, limit 1", answer(old, old, 1), old, "And an update of length 0?")
 
 
-def fedlib_mean_of_replies(
+def aggregate_with_fedavg(
     model: State, replies: Iterable[Message]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the mean of the usable replies by fedlib's FedAvg, and why the others are left out."""
@@ -71,7 +71,7 @@ def fedlib_mean_of_replies(
     return fedavg.result(), problems
 
 
-def fedlib_clip_update(old: State, state: State, limit: float) -> dict[str, Tensor]:
+def clip_by_length(old: State, state: State, limit: float) -> dict[str, Tensor]:
     """Return the state, moved towards the old one until its update is no longer than the limit."""
     length = float(torch.cat([(state[k] - old[k]).flatten() for k in old]).norm())
     if length <= limit:
@@ -115,7 +115,7 @@ def _expect_mean(
         raise NotImplementedError
     is_pair = isinstance(got, tuple | list) and len(got) == 2 and isinstance(got[0], Mapping)
     expect("a new state and the problems come back", is_pair, True, "What does it return?")
-    (state, problems), (wanted, reasons) = got, fedlib_mean_of_replies(model, replies)
+    (state, problems), (wanted, reasons) = got, aggregate_with_fedavg(model, replies)
     expect(f"{question}: names", list(state), list(model), "Which has `model`, in which order?")
     if not _close(state, wanted):
         hint = next(
