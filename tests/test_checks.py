@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cryptography import x509
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 
 import refresh
 from course import checks, deployment
@@ -107,6 +107,10 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         lambda *who: torch.Generator().manual_seed(int(sum(who))),
         "share their chance",
     ),
+    "handle_train": (
+        lambda message, context: Message(message.content, reply_to=message),
+        "Which dataclass is the reply",
+    ),
     "train_round": (
         lambda grid, *_: ([*grid.push_messages([])], {}, set()),
         "which nodes were asked",
@@ -116,9 +120,9 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         lambda old, states, n, rate: {k: (states[0][k] + states[1][k]) / 2 for k in old},
         "counts how much",
     ),
-    "update_mean": (
-        lambda mean, total, value, n: ((mean + value) / 2, total + n),
-        "By which share",
+    "aggregate": (
+        lambda model, replies: (model, ["node"] * sum(1 for _ in replies)),
+        "That is the old model",
     ),
     "clip_update": (
         lambda old, state, limit: {k: old[k] + (state[k] - old[k]).clamp(max=limit) for k in old},
@@ -279,8 +283,6 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda old, *case: {k: old[k] - move for k, move in step(old, *case).items()},
         "sign is wrong",
     ),
-    ("update_mean", lambda m, t, v, n: (n / (t + n) * (v - m), t + n), "`mean +` is missing"),
-    ("update_mean", lambda m, t, v, n: (m - n / (t + n) * (v - m), t + n), "sign is wrong"),
     ("clip_update", clipped, "`old +` is missing"),
     (
         "clip_update",

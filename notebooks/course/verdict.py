@@ -166,7 +166,8 @@ def on_error(kind: type[Exception] | tuple[type[Exception], ...], hint: str) -> 
     try:
         yield
     except kind as error:
-        raise _OffError(f"it raised {type(error).__name__}: {one_line(error).rstrip(".")}. {hint}") from error
+        said = one_line(error).rstrip(".")
+        raise _OffError(f"it raised {type(error).__name__}: {said}. {hint}") from error
 
 
 def elsewhere(function: Callable[[], Answer]) -> Answer:

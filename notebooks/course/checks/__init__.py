@@ -6,9 +6,9 @@ notebook's main exercise takes what to use in place of a wrong answer, and retur
 ``main = checks.one_round(my_main, otherwise=fedlib_main)``.
 """
 
-from course.checks.aggregation import clip_update, server_step, update_mean
+from course.checks.aggregation import aggregate, clip_update, server_step
 from course.checks.app import command_line, own_app, results_folder
-from course.checks.client import node_generator, remember_lowest
+from course.checks.client import handle_train, node_generator, remember_lowest
 from course.checks.contest import contest_main
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, three_nodes
@@ -21,6 +21,7 @@ from course.checks.training import convolution_parameters, local_training, mean_
 from course.verdict import show_messages
 
 __all__ = [
+    "aggregate",
     "answered_in_time",
     "clip_update",
     "command_line",
@@ -30,6 +31,7 @@ __all__ = [
     "effective_classes",
     "flattering_nodes",
     "good_for_host",
+    "handle_train",
     "ideal_round",
     "images_needed",
     "label_histogram",
@@ -54,7 +56,6 @@ __all__ = [
     "six_steps",
     "three_nodes",
     "train_round",
-    "update_mean",
     "volunteers",
     "yes_rate",
 ]

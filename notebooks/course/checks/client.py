@@ -3,12 +3,31 @@
 import inspect
 import itertools
 import random
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
+import fedlib
 from course.verdict import Answer, check, elsewhere, expect, on_error
+from fedlib import CNN, Config, LocalGrid, Stream, clone_state, messages, state_hash
+from fedlib.errors import one_line
+from fedlib.messages import TrainReply, TrainRequest
+from fedlib.training import single_thread
+
+PARTITIONS = 15, 19  # of fifty, those with the fewest images
+RUN_CONFIG: dict[str, bool | float | int | str] = {
+    "local-epochs": 2,
+    "batch-size": 16,
+    "momentum": 0.5,
+    "learning-rate": 0.2,
+}
+SETTINGS = Config.from_run_config(RUN_CONFIG)
 
 
 @check
@@ -54,3 +73,152 @@ def node_generator(answer: Answer) -> None:
     own = inspect.unwrap(answer)
     again = elsewhere(lambda: torch.rand(3, generator=own(42, 1, 12)).tolist())
     expect("seed 42, round 1, partition 12, in another process", again, draw(42, 1, 12), hint)
+
+
+@check
+def handle_train(answer: Answer) -> None:
+    """The reply to TRAIN: fedlib's bits on a LocalGrid, and an error where nothing can be used."""
+    here, there = PARTITIONS
+    state = clone_state(CNN(torch.Generator().manual_seed(4)))
+    request = TrainRequest(state, 1, fedlib.data.FASHION_MNIST, 0.05)
+    with single_thread():
+        replies = [
+            _compare(answer, request, here),
+            _compare(answer, request, there),
+            _compare(answer, replace(request, server_round=2, learning_rate=0.02), here),
+        ]
+        again = _short_hash(_ask(answer, request, here))
+        hint = "What did it keep from the messages before?"
+        expect("the first message once more, weights", again, _short_hash(replies[0]), hint)
+        for question, content, hint in _unusable(request):
+            expect(question, _outcome(answer, content), "a FedlibError or an Error reply", hint)
+
+
+def _compare(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
+    """Let the answer and fedlib's app reply to the same message; expect the same of both."""
+    case = f"partition {partition_id}, round {request.server_round}, rate {request.learning_rate}"
+    got, wanted = (_ask(app, request, partition_id) for app in (own, fedlib.make_client_app()))
+    validation = len(_load(request, partition_id).validation)
+    slips: dict[str, Any] = {
+        "Each epoch's are counted: does an image count more than once?": wanted.loss_weight,
+        "Was the validation split trained on too?": wanted.num_examples + validation,
+        "That is the size of the validation split. Which was trained on?": validation,
+    }
+    hint = "Which images were trained on?"
+    expect(f"{case}: num_examples", got.num_examples, wanted.num_examples, hint, slips)
+    if (came := _short_hash(got)) != _short_hash(wanted):
+        slips = dict(_wrong_weights(request, partition_id))
+        hint = "Which of data, model, options and generator is another than the text says?"
+        expect(f"{case}: weights", came, _short_hash(wanted), hint, slips)
+    slips = {"That is the mean. What travels?": wanted.loss_sum / wanted.loss_weight}
+    hint = "What does `train` return?"
+    expect(f"{case}: loss_sum", got.loss_sum, wanted.loss_sum, hint, slips)
+    hint = "Over how many images of how many epochs is the sum?"
+    expect(f"{case}: loss_weight", got.loss_weight, wanted.loss_weight, hint)
+    return got
+
+
+def _ask(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
+    """Send TRAIN to a node of a LocalGrid; return its reply, if it has the form of one."""
+    seen: dict[str, Any] = {}
+
+    def noted(message: Message, context: Context) -> Any:
+        seen["before"] = deepcopy(message.content)
+        try:
+            seen["reply"] = own(message, context)
+        except Exception as error:
+            seen["raised"] = error
+        seen["after"] = message.content
+        return seen.get("reply")
+
+    app = ClientApp()
+    app.train()(noted)
+    grid = LocalGrid(app, 50, RUN_CONFIG)
+    message = Message(messages.encode(request), partition_id + 2, "train", ttl=600)
+    (message_id,) = grid.push_messages([message])
+    came = list(grid.pull_messages([message_id]))
+    if "raised" in seen:
+        raise seen["raised"]
+    if (reply := seen["reply"]) is ...:
+        raise NotImplementedError
+    hint = "What must a handler hand back?"
+    expect("what it returns", type(reply).__name__, "Message", hint)
+    changed, hint = seen["after"] != seen["before"], "Who may still read it?"
+    expect("the content that came was changed", changed, False, hint)
+    hint = "Is it made as the reply to this message?"
+    answered = [r.metadata.reply_to_message_id for r in came]
+    expect("to which messages it is a reply", answered, [message_id], hint)
+    reason = reply.error.reason if reply.has_error() else ""
+    expect("the error in reply to a good message", reason, "", "What could not be used?")
+    with on_error(fedlib.ReplyError, "Which dataclass is the reply, and what encodes it?"):
+        return messages.decode(TrainReply, reply.content)
+
+
+def _wrong_weights(request: TrainRequest, partition_id: int) -> Iterator[tuple[str, str]]:
+    """Name likely mistakes, with the weights that they give."""
+    seed, server_round, data = SETTINGS.seed, request.server_round, _load(request, partition_id)
+    options: dict[str, Any] = {"epochs": SETTINGS.local_epochs, "batch_size": SETTINGS.batch_size}
+    options |= {"momentum": SETTINGS.momentum, "learning_rate": request.learning_rate}
+    usual = {"epochs": 1, "batch_size": 32, "momentum": 0.9}
+
+    def generator(server_round: int = server_round, number: int = partition_id) -> torch.Generator:
+        return fedlib.torch_generator(seed, server_round, number, Stream.TRAIN)
+
+    def trained(change: dict[str, Any], chance: Any = None, split: Any = data.train) -> str:
+        model = CNN(torch.Generator())
+        model.load_state_dict(request.model)
+        fedlib.train(model, split, generator=chance or generator(), **options | change)
+        return state_hash(model.state_dict())[:12]
+
+    yield "Those are the weights that came. What did the training change?", _short_hash(request)
+    text = "That is the config's learning rate. Which one did the server send?"
+    yield text, trained({"learning_rate": SETTINGS.learning_rate})
+    text = "Those are the default options. What does the run config of this Context say?"
+    yield text, trained(usual)
+    text = "Those are the default options, and the config's learning rate. Who says which?"
+    yield text, trained(usual | {"learning_rate": SETTINGS.learning_rate})
+    for name, value in usual.items():
+        yield f"{name} is not as the run config of this Context says.", trained({name: value})
+    text = "The generator has another round. Which one did the server send?"
+    yield text, trained({}, generator(1))
+    text = "The generator has the node's id. Which number stays the same from run to run?"
+    yield text, trained({}, generator(number=partition_id + 2))
+    yield "The generator is not made of seed, round and partition.", trained({}, torch.Generator())
+    yield "It trains on the validation split.", trained({}, split=data.validation)
+
+
+def _unusable(request: TrainRequest) -> Iterator[tuple[str, RecordDict, str]]:
+    """Messages that a node cannot use, each with a question."""
+    state, last = dict(request.model), "fc2.bias"
+    sick = state | {last: torch.full_like(state[last], torch.nan)}
+    short = {name: tensor for name, tensor in state.items() if name != last}
+    yield "a message without content", RecordDict(), "Which piece reads it, and refuses it?"
+    hint = "Which piece looks at a model before it is used?"
+    for question, wrong in (("a model without its last bias", short), ("a model with NaNs", sick)):
+        yield question, messages.encode(replace(request, model=wrong)), hint
+    hint = "Whose data set does it open?"
+    yield "a data set that is not there", messages.encode(replace(request, dataset="none")), hint
+
+
+def _outcome(own: Answer, content: RecordDict) -> str:
+    """Say what came of a message that cannot be used."""
+    node_id = PARTITIONS[0] + 2
+    context = LocalGrid(ClientApp(), 50, RUN_CONFIG).contexts[node_id]
+    try:
+        reply = own(Message(content, node_id, "train", ttl=600), context)
+    except fedlib.FedlibError:
+        return "a FedlibError or an Error reply"
+    except Exception as error:
+        return one_line(f"{type(error).__name__}: {error}")[:80]
+    if isinstance(reply, Message) and reply.has_error():
+        return "a FedlibError or an Error reply"
+    return "a reply as if all were well"
+
+
+def _load(request: TrainRequest, partition_id: int) -> fedlib.Partition:
+    dataset = fedlib.open_dataset(request.dataset)
+    return fedlib.load_partition(dataset, 50, SETTINGS.dirichlet_alpha, SETTINGS.seed, partition_id)
+
+
+def _short_hash(message: TrainRequest | TrainReply) -> str:
+    return state_hash(message.model)[:12]
