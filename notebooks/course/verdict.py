@@ -95,7 +95,7 @@ def watch(grid: Grid) -> Grid:
 def show_messages() -> None:
     """Draw the messages of the last check, if its answer was wrong."""
     for grid in _watched_grids:
-        title = "What went to and fro in the last check"
+        title = "The messages of the last check, and what came back"
         show(draw(grid, title), "A lane for the server and for each node, an arrow for a message.")
     if not _watched_grids:
         print("Nothing to show: the last check found nothing wrong, or needed no messages.")
