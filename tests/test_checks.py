@@ -5,6 +5,7 @@ import contextlib
 import math
 import random
 import zlib
+from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -200,6 +201,22 @@ def price_without_null(rounds: Any, target: float) -> Any:
     return (reached[0], sum(costs)) if reached else (None, None)
 
 
+def price_of_none(rounds: Any, target: float) -> Any:
+    total = 0.0
+    for record in rounds:
+        total += megabytes_of(record)
+        if (record["centralized_accuracy"] or 0) >= target:
+            return record["server_round"], total
+    return None, None
+
+
+def unpaired_difference(a: Any, b: Any) -> Any:
+    both = sorted(a.keys() & b.keys())
+    one, other = ([run[seed] for seed in both] for run in (a, b))
+    error = ((np.var(one, ddof=1) + np.var(other, ddof=1)) / len(both)) ** 0.5
+    return np.mean(one) - np.mean(other), error
+
+
 def seconds_of(trace: Any, since: str) -> list[float]:
     return sorted(m["ended"] - m[since] for m in trace)
 
@@ -247,6 +264,14 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda r: round(r["query"]["num_received"] / r["query"]["num_sent"], 2),
         "off by",
     ),
+    ("answered_in_time", lambda r: r["num_received"] / r["num_sent"], 'in record["query"]?'),
+    (
+        "shards",
+        lambda labels, order: np.sort(labels).reshape(4, -1)[order].reshape(2, -1),
+        "These are labels",
+    ),
+    ("price_of_a_target", price_of_none, "Is None an accuracy?"),
+    ("paired_difference", unpaired_difference, "seed by seed?"),
     ("megabytes", lambda r: round(megabytes(r)), "not rounded?"),
     ("megabytes", lambda r: round(megabytes(r), 1), "not rounded?"),
     (
@@ -348,6 +373,10 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
 ]
 
 RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
+    (
+        "answered_in_time",
+        lambda r: Fraction(r["query"]["num_received"], r["query"]["num_sent"]),
+    ),
     ("remember_lowest", remember_by_node_id),
     ("node_generator", seeded_by(lambda *who: hash(who) % 2**32)),
     ("node_generator", seeded_by(lambda *who: random.Random(repr(who)).getrandbits(32))),

@@ -109,7 +109,9 @@ def run(grid: Grid, config: Config, step: ServerStep = server_step) -> State:
     return model.state
 
 
-def start(grid: Grid, config: Config, step: ServerStep) -> tuple[Server, GlobalModel, int]:
+def start(
+    grid: Grid, config: Config, step: ServerStep = server_step
+) -> tuple[Server, GlobalModel, int]:
     """Check what can be checked before any training; return the model and the first round."""
     device = pick_device(config.server_device)
     say(f"📦 Data set: {find_source(config.dataset)}")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -151,6 +152,7 @@ def expect(
     """
     if got is None or got is ...:
         raise _NotYetError(got)
+    got = float(got) if isinstance(got, Fraction) else got
     for kind, name in ((Mapping, "a dictionary"), (str, "a text"), (Set, "a set")):
         if isinstance(wanted, kind) and not isinstance(got, kind):
             raise _OffError(f"{question}: expected {name}, got {type(got).__name__}.")

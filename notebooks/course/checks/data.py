@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from course.verdict import Answer, check, expect
+from course.verdict import Answer, check, expect, on_error
 from fedlib.run_directory import Round, Stage
 
 
@@ -12,7 +12,8 @@ from fedlib.run_directory import Round, Stage
 def answered_in_time(answer: Answer) -> None:
     """Share of the nodes whose answer to QUERY came in time."""
     query = Stage(num_sent=48, num_received=10, num_errors=5, num_missing=33)
-    got = answer(asdict(Round(1, 0.05, num_opted_in=6, train=Stage(10, 9, 1), query=query)))
+    with on_error(KeyError, 'In which stage of the round is that: in record["query"]?'):
+        got = answer(asdict(Round(1, 0.05, num_opted_in=6, train=Stage(10, 9, 1), query=query)))
     hint = "Which nodes gave an answer, and of how many?"
     slips = {
         "These said yes; is a no not an answer, too?": 6 / 48,
@@ -42,7 +43,10 @@ def shards(answer: Answer) -> None:
     for labels in (np.array([0, 1, 1, 0, 1, 0, 0, 1]), np.arange(800) * 7 % 10):
         rows = sorted(range(len(labels)), key=labels.__getitem__), np.argsort(labels)
         wanted, unstable = (np.reshape(row, (4, -1))[order].reshape(2, -1) for row in rows)
-        slips = {"Do examples of one label keep their order?": unstable}
+        slips = {
+            "Do examples of one label keep their order?": unstable,
+            "These are labels. Where in the data set are the examples?": labels[wanted],
+        }
         expect(f"{len(labels)} labels, order 3 0 1 2", answer(labels, order), wanted, hint, slips)
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict
 
+import numpy as np
+
 from course.verdict import Answer, check, expect, on_error
 from fedlib.run_directory import Round, Stage
 
@@ -22,7 +24,11 @@ def price_of_a_target(answer: Answer) -> None:
     }
     with on_error(TypeError, "In a round without a measurement the accuracy is None."):
         expect(f"target 0.6 of {case}", answer(rounds, 0.6), (5, 5.5), hint, slips)
-    expect("target 0.9", repr(answer(rounds, 0.9)), "(None, None)", "What if none gets there?")
+    got = answer(rounds[1:3], 0.0)
+    expect(f"target 0 of rounds 4 and 5 of {case}", got, (5, 4.0), "Is None an accuracy?")
+    got = answer(rounds, 0.9)
+    got = repr(tuple(got) if isinstance(got, list) else got)
+    expect("target 0.9", got, "(None, None)", "What if none gets there?")
 
 
 @check
@@ -35,5 +41,7 @@ def paired_difference(answer: Answer) -> None:
     expect("how many numbers are returned", pair, 2)
     hint = "Is there one difference, a - b, for each seed that both have?"
     expect(f"{case}, mean", got[0], 3.0, hint)
-    hint = "Did you divide by n - 1 for the variance, then by the root of n?"
-    expect(f"{case}, error", got[1], 2 / 3**0.5, hint)
+    hint = "Of the differences: did you divide by n - 1, and then by the root of n?"
+    unpaired = np.std([60, 70, 50], ddof=1) ** 2 + np.std([45, 59, 67], ddof=1) ** 2
+    slips = {"Is that the error of the differences, seed by seed?": (unpaired / 3) ** 0.5}
+    expect(f"{case}, error", got[1], 2 / 3**0.5, hint, slips)
