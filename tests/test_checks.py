@@ -288,8 +288,9 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
     (
         "volunteers",
         lambda n, p, late, t: round(n * p * min(1, t / late if late else 1)),
-        "expected 18.225, got 18",
+        "off by -0.225. Rounded?",
     ),
+    ("volunteers", lambda n, p, late, t: n * p * (min(1, t / late) if late else 0), "any delay:"),
     (
         "momentum_step",
         lambda w, mean, v, b: (v := {k: b * v[k] + w[k] - mean[k] for k in w}, v)[::-1],
