@@ -323,11 +323,12 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
     (
         "volunteers",
         lambda n, p, late, t: round(n * p * min(1, t / late if late else 1)),
-        "expected 18.225, got 18",
+        "off by -0.225. Rounded?",
     ),
     ("momentum_step", momentum(lambda v, change, beta: change), "Where is the old velocity?"),
     ("momentum_step", momentum(lambda v, change, beta: v + change), "multiplied by beta?"),
     ("momentum_step", momentum(lambda v, change, beta: beta * v - change), "A sign is wrong."),
+    ("volunteers", lambda n, p, late, t: n * p * (min(1, t / late) if late else 0), "any delay:"),
     (
         "momentum_step",
         momentum(lambda v, change, beta: beta * v + (1 - beta) * change),

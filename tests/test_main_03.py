@@ -9,7 +9,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from course import checks, exchange
+from course import checks, ours
 from fedlib import messages
 from fedlib.client_app import seconds_left
 from fedlib.errors import one_line
@@ -21,7 +21,7 @@ NAMES = {
     **{"torch": torch, "messages": messages, "one_line": one_line, "seconds_left": seconds_left},
 }
 CHECKS = {"my_message": checks.message_to_train, "my_reply": checks.reply_to_train}
-OURS = {"my_message": exchange.train_message, "my_reply": exchange.train_reply}
+OURS = {"my_message": ours.train_message, "my_reply": ours.train_reply}
 SOLUTIONS = {
     name: solution_code(tagged(read(NOTEBOOKS[3]), "solution")[number])
     for number, name in enumerate(CHECKS, 2)

@@ -56,6 +56,8 @@ def changed(code: str, changes: dict[str, str]) -> str:
 
 
 LOOP = "while waiting and time.monotonic() < began + timeout_s:"
+BY_MESSAGE = "node_id = waiting.pop(reply.metadata.reply_to_message_id)"
+BY_SENDER = "node_id = reply.metadata.src_node_id"
 ERROR = "        if reply.has_error():\n"
 RESTS = "        time.sleep(0.02)\n"
 WRONG_ROUNDS: list[tuple[dict[str, str], str]] = [
@@ -75,13 +77,23 @@ WRONG_ROUNDS: list[tuple[dict[str, str], str]] = [
     ({LOOP: LOOP.replace("waiting and ", "")}, "What is it still waiting for?"),
     ({LOOP: "for _ in range(3):"}, "Who is left out?"),
     ({LOOP: LOOP.replace("began", "time.monotonic()")}, "What ends the loop"),
-    ({RESTS: ""}, "Does it rest between two looks"),
+    ({RESTS: ""}, "expected 'at most 300 times a second', got '10"),
     ({RESTS: RESTS.replace("0.02", "0.001")}, "Does it rest between two looks"),
     ({RESTS: RESTS.replace("0.02", "1")}, "expected 'at most 0.1 s', got '1 s'"),
     ({RESTS: RESTS.replace("0.02", "timeout_s")}, "Who waits for it meanwhile?"),
     ({"reply.has_error()": "False"}, "Is an Error a result?"),
     ({ERROR: ERROR + "                return replies, errors, set()\n"}, "Until when does it"),
     ({"errors[node_id] = reply.error.reason": "pass"}, "Who answered with an Error?"),
+    ({"= reply.error.reason": "= reply.error"}, "expected 'str', got 'Error'"),
+    ({"= reply.error.reason": "= f'error {reply.error.code}'"}, "expected 'my disk is full', got"),
+    ({LOOP: LOOP.replace("waiting", "len(replies) < len(chosen)")}, "Who else has answered?"),
+    (
+        {LOOP: LOOP.replace("waiting", "replies.keys() | errors.keys() != set(chosen)")}
+        | {"set(waiting.values())": "set(chosen) - set(replies) - set(errors)"}
+        | {BY_MESSAGE: BY_SENDER},
+        "Which message does it answer?",
+    ),
+    ({BY_MESSAGE: f"{BY_MESSAGE}\n            {BY_SENDER}"}, "Which message does it answer?"),
     (
         {"set(waiting.values())": "set(chosen) - set(replies)"},
         "Is a node silent that answers with an error?",
@@ -135,6 +147,22 @@ def my_round(grid, nodes, config, server_round, content, timeout_s):
     return replies, errors, set(waiting.values())
 """
 
+BY_THE_SENDER = """
+def my_round(grid, nodes, config, server_round, content, timeout_s):
+    chosen, began = sample(nodes, config, server_round), time.monotonic()
+    owing, replies, errors = list(chosen), {}, {}
+    ids = grid.push_messages([Message(content, n, "train", ttl=timeout_s) for n in chosen])
+    while owing and time.monotonic() < began + timeout_s:
+        for r in grid.pull_messages(ids):
+            n = r.metadata.src_node_id
+            owing.remove(n)
+            if r.has_error():
+                errors[n] = r.error.reason
+            else:
+                replies[n] = time.monotonic() - began, r
+        time.sleep(0.05)
+    return replies, errors, set(owing)
+"""
 LISTS_OF_IDS = """
 def my_round(grid, nodes, config, server_round, content, timeout_s):
     ids = []
@@ -144,7 +172,7 @@ def my_round(grid, nodes, config, server_round, content, timeout_s):
 """
 
 OTHER_RIGHT_ROUNDS = [
-    # By the nodes that came, a deadline by the other clock, a look more at the end, no last rest.
+    # By place in lists, a deadline by the other clock, a look more at the end, no last rest.
     """
 def my_round(grid, nodes, config, server_round, content, timeout_s):
     asked = fedlib.nodes.sample(nodes, config, server_round)
@@ -156,9 +184,9 @@ def my_round(grid, nodes, config, server_round, content, timeout_s):
     while True:
         over = time.time() >= start + timeout_s
         for r in grid.pull_messages(ids):
-            n = r.metadata.src_node_id
+            n = asked[len(ids) - 1 - ids.index(r.metadata.reply_to_message_id)]
             if r.has_error():
-                errors[n] = r.error
+                errors[n] = str(r.error.reason)
             else:
                 replies[n] = [time.time() - start, r]
         silent = [n for n in asked if n not in replies and n not in errors]
@@ -205,13 +233,36 @@ WRONG_QUERIES: list[tuple[dict[str, str], str]] = [
     ({RESTS: RESTS.replace("0.02", "0.5")}, "expected 'at most 0.1 s', got '0.5 s'"),
     ({"answer.opt_in": "answer is not None"}, "Is every answer a yes?"),
     ({"answer.opt_in": "not answer.opt_in"}, "What does the reply say"),
-    ({"except ReplyError:": "except KeyError:"}, "it raised ReplyError"),
+    ({"except ReplyError:": "except KeyError:"}, "Shall one unusable reply end the whole loop?"),
+    ({LOOP: LOOP.replace("waiting", "len(yes) + len(no) < len(node_ids)")}, "Who else answers?"),
     ({'"errors": num_errors': '"errors": 0'}, "Who answered, though not usably?"),
     ({"len(waiting)": "len(waiting) + num_errors"}, "Who answered, though not usably?"),
     ({"len(waiting)": "0"}, "Who never did?"),
     ({"= time.monotonic() - began": "= time.monotonic()"}, "Seconds since the push"),
     ({"return yes, no, ": "return yes, "}, "how many values"),
 ]
+BY_ITS_SENDER = """
+def my_query(grid, node_ids, server_round, timeout_s):
+    content, began = encode(QueryRequest(server_round)), time.monotonic()
+    ids = grid.push_messages([Message(content, n, "query", ttl=timeout_s) for n in node_ids])
+    yes, no, bad = {}, {}, set()
+    while len(yes) + len(no) + len(bad) < len(node_ids) and time.monotonic() < began + timeout_s:
+        for r in grid.pull_messages(ids):
+            n = r.metadata.src_node_id
+            try:
+                says_yes = not r.has_error() and decode(QueryReply, r.content).opt_in
+            except ReplyError:
+                bad.add(n)
+                continue
+            group = yes if says_yes else no
+            if r.has_error():
+                bad.add(n)
+            else:
+                group[n] = time.monotonic() - began
+        time.sleep(0.1)
+    silent = {*node_ids} - {*yes} - {*no} - bad
+    return yes, no, {"errors": len(bad), "silent": len(silent)}
+"""
 NO_DECODING = """
 def my_query(grid, node_ids, server_round, timeout_s):
     content, began = encode(QueryRequest(server_round)), time.monotonic()
@@ -266,6 +317,7 @@ def test_a_wrong_round_hears_what_is_wrong(
         (ONE_BY_ONE, "Are all asked before it waits"),
         (ALL_AT_THE_END, "send_and_receive waits on"),
         (WITH_A_MEMORY, "one round later"),
+        (BY_THE_SENDER, "it raised ValueError: list.remove(x): x not in list. The SuperLink sent"),
         (LISTS_OF_IDS, "What does push_messages return"),
     ],
 )
@@ -294,6 +346,13 @@ def test_a_wrong_query_hears_what_is_wrong(
     line = verdict(checks.query_stage, changed(QUERY, changes), capsys)
     assert line.startswith("❌")
     assert word in line
+
+
+def test_a_note_of_the_superlink_is_counted_for_the_node_that_was_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = verdict(checks.query_stage, BY_ITS_SENDER, capsys)
+    assert line.startswith("❌") and "Which message does it answer?" in line
 
 
 def test_a_failure_or_rubbish_is_neither_yes_nor_no(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Error, Message
 
 from course.checks.toy import toy_app
 from course.verdict import Answer, expect, on_error, watch
@@ -13,6 +13,9 @@ from fedlib.local_grid import SERVER_NODE_ID
 LONGEST_REST_S = 0.1  # as the exercises say
 LOOKS_A_SECOND = 300  # a rest of a hundredth makes a hundred
 TOLERANCE_S = 2 * LONGEST_REST_S
+LOST = "the node sends no heartbeat"  # what the SuperLink says
+NOTE = "The SuperLink sent a note in its own name. Which message does it answer?"
+NODE_LOST = 5  # NODE_UNAVAILABLE, which Flower's public API lacks
 
 
 class WaitingRoom(VirtualGrid):
@@ -21,7 +24,8 @@ class WaitingRoom(VirtualGrid):
     Args:
         num_nodes: How many there are; node i + 2 holds partition i.
         delays_s: By the node's id: how long it works; ``math.inf`` if it never answers.
-        faults: By the node's id: what it does instead (see ``toy_app``).
+        faults: By the node's id: what it does instead (see ``toy_app``). Of a node that is
+            ``lost`` the SuperLink says so, in its own name, as it does once no heartbeat comes.
         strict: Say how long and how seldom a loop may rest.
     """
 
@@ -33,7 +37,8 @@ class WaitingRoom(VirtualGrid):
         *,
         strict: bool = True,
     ) -> None:
-        of_partition = {node_id - 2: fault for node_id, fault in (faults or {}).items()}
+        self.faults = dict(faults or {})
+        of_partition = {node_id - 2: fault for node_id, fault in self.faults.items()}
         super().__init__(
             toy_app(of_partition),
             num_nodes,
@@ -44,14 +49,21 @@ class WaitingRoom(VirtualGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Look for replies, though not all the time."""
         self.looks += 1
-        often = self.strict and self.looks > LOOKS_A_SECOND * self.seconds + 100
-        hint = "Does it rest between two looks, with time.sleep?"
-        expect(f"does it look more than {LOOKS_A_SECOND} times a second", often, False, hint)
+        if self.strict and self.looks > LOOKS_A_SECOND * self.seconds + 100:
+            times = f"{self.looks / max(self.seconds, 0.001):.0f} times a second"
+            hint = "Does it rest between two looks, with time.sleep?"
+            expect("how often it looks", times, f"at most {LOOKS_A_SECOND} times a second", hint)
         ids = list(message_ids)
         others = [type(i).__name__ for i in ids if not isinstance(i, str)]
         hint = "What does push_messages return for a list of one message?"
         expect("what is pulled", f"a {others[0]}" if others else "ids", "ids", hint)
         return super().pull_messages(ids)
+
+    def _run(self, message: Message) -> Message | None:
+        if self.faults.get(message.metadata.dst_node_id) != "lost":
+            return super()._run(message)
+        message.metadata.dst_node_id = SERVER_NODE_ID  # who the note is from; this is a copy
+        return Message(Error(NODE_LOST, LOST), reply_to=message)
 
     def _sleep(self, seconds: float) -> None:
         longest = f"at most {LONGEST_REST_S} s"
