@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,7 @@ def test_the_score_is_accuracy_less_what_was_used() -> None:
 
 def test_a_main_that_raises_keeps_what_it_had_handed_in(small: dict[str, Any]) -> None:
     def main(grid: Any, hand_in: Any) -> None:
+        ask(grid, encode(TrainRequest(START, 1, small["dataset"], 0.05)))
         hand_in(START)
         raise KeyError("round 2")
 
@@ -275,6 +277,74 @@ def test_a_main_that_raises_keeps_what_it_had_handed_in(small: dict[str, Any]) -
     rows = contest.table().splitlines()
     assert [row.split()[0] for row in rows[1:]] == ["broken", "lazy"]
     assert rows[2].split()[1:] == ["0.0", "%", "0.0", "0.0", "0.0", "it", "returned"]
+
+
+def test_what_no_node_has_trained_does_not_count(small: dict[str, Any]) -> None:
+    played = Contest(seed=3, **small).play(lambda grid, hand_in: hand_in(START), "by accident")
+    assert (played.model, played.accuracy) == (None, 0)
+    assert played.end == "it returned; no node had trained"
+
+
+def test_a_main_cannot_train_and_the_nodes_can(small: dict[str, Any]) -> None:
+    def training(grid: Any, hand_in: Any) -> None:
+        main_for(small["dataset"])(Rounds(grid), hand_in)
+
+    class Rounds:
+        """Of which the second finds the server training by itself."""
+
+        def __init__(self, grid: Any) -> None:
+            self.grid, self.asked = grid, 0
+
+        def get_node_ids(self) -> Any:
+            self.asked += 1
+            if self.asked == 2:
+                model = CNN(torch.Generator())
+                model(torch.zeros(1, 1, 28, 28)).sum().backward()
+            return self.grid.get_node_ids()
+
+        def send_and_receive(self, *given: Any, **named: Any) -> Any:
+            return self.grid.send_and_receive(*given, **named)
+
+    played = Contest(seed=3, **small).play(training, "at home")
+    assert "RuntimeError" in played.end and "does not require grad" in played.end
+    assert played.model is not None
+    assert not all(torch.equal(played.model[k], START[k]) for k in START)
+
+
+def test_a_long_end_is_shortened_in_the_table() -> None:
+    contest = Contest(
+        tries=[Try("long", 0.5, 1.0, 60.0, "x" * 70), Try("short", 0, 0, 0, "y" * 60)]
+    )
+    ends = [row.split()[-1] for row in contest.table().splitlines()[1:]]
+    assert ends == ["x" * 59 + "…", "y" * 60]
+
+
+def test_a_node_that_nobody_knows_gets_one_line() -> None:
+    with grid_of(Traits(5.0)) as grid, pytest.raises(LookupError, match="no node has the id 20: g"):
+        grid.push_messages([Message(ORDER, 20, TRAIN)])
+
+
+def test_waiting_on_the_real_clock_is_told_and_computing_between_rests_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real_s = 0.0
+    monkeypatch.setattr("course.contest.monotonic", lambda: real_s)
+    with grid_of(Traits(50.0)) as grid:
+        ids = grid.push_messages([Message(ORDER, 2, TRAIN, ttl=80)])
+        for _ in range(10):  # a minute of evaluation, then a rest
+            real_s += 60.0
+            time.sleep(0.5)
+            assert not grid.pull_messages(ids)
+        for _ in range(10):  # 5 s of real rests
+            real_s += 0.5
+            assert not grid.pull_messages(ids)
+        real_s += 0.5
+        with pytest.raises(RuntimeError, match=r"real clock: write time\.sleep, after import time"):
+            grid.pull_messages(ids)
+    with grid_of(Traits(50.0)) as grid, pytest.raises(TimeIsUp):
+        while True:  # no rest at all, on a slow machine
+            real_s += 0.001
+            grid.pull_messages([])
 
 
 # --- the check
@@ -329,6 +399,29 @@ def by_chance(grid: Any, hand_in: Any) -> None:
     asking_all(grid, lambda m: hand_in({k: v + float(np.random.rand()) for k, v in m.items()}))
 
 
+def with_ids_from_elsewhere(grid: Any, hand_in: Any) -> None:
+    grid.push_messages([Message(ORDER, 20, TRAIN, ttl=50)])
+
+
+def without_time_to_live(grid: Any, hand_in: Any) -> None:
+    messages = [Message(ORDER, n, TRAIN) for n in grid.get_node_ids()]
+    mean = FedAvg(START)
+    for reply in grid.send_and_receive(messages, timeout=50):
+        with suppress(ValueError, ReplyError):
+            answer = decode(TrainReply, reply.content)
+            mean.add(answer.model, answer.num_examples)
+    hand_in(mean.result())
+
+
+def refusing_halves(grid: Any, hand_in: Any) -> None:
+    mean = FedAvg(START)
+    half = {k: v.half() for k, v in START.items()}
+    for reply in ask(grid, encode(TrainRequest(half, 1, "fashion-mnist", 0.05))).values():
+        with suppress(ValueError, ReplyError):
+            mean.add(decode(TrainReply, reply.content).model, 1)
+    hand_in(mean.result())
+
+
 def returning(grid: Any, hand_in: Any) -> Any:
     ask(grid)
     return START
@@ -339,7 +432,10 @@ WRONG = [
     (waiting_for_ever, "How long does a wait last"),
     (trusting, "a reply that cannot be used?"),
     (trusting_after_errors, "hand_in: model state: conv1.weight: expected finite values"),
-    (untrained, "Whose replies made it?"),
+    (untrained, "5 × a model in float32, 1 × an error, 1 × NaN in float32, 1 × no model. Which"),
+    (refusing_halves, "In reply to TRAIN came: 5 × a model in float16, 1 × an error, 1 × NaN"),
+    (with_ids_from_elsewhere, "LookupError: no node has the id 20: get_node_ids says which"),
+    (without_time_to_live, "Until when may a node still work for you (05)?"),
     (idle, "Who learns from images?"),
     (halving, "raised TypeError: hand_in: model state: conv1.weight: expected float32"),
     (records, "expected a state, which is tensors by name, got ArrayRecord"),
@@ -378,8 +474,20 @@ def pushing(grid: Any, hand_in: Any) -> None:
             hand_in(model)
 
 
+def of_the_first_half(grid: Any, hand_in: Any) -> None:
+    """One round over half of the nodes, in the order in which the grid names them."""
+    mean, nodes = FedAvg(START), list(grid.get_node_ids())
+    messages = [Message(ORDER, n, TRAIN, ttl=50) for n in nodes[: len(nodes) // 2]]
+    for reply in grid.send_and_receive(messages, timeout=50):
+        with suppress(ValueError, ReplyError):
+            answer = decode(TrainReply, reply.content)
+            mean.add(answer.model, answer.num_examples)
+    hand_in(mean.result())
+
+
 RIGHT = [
     asking_all,
+    of_the_first_half,
     pushing,
     lambda grid, hand_in: asking_all(grid, hand_in, rounds=1),
     lambda grid, hand_in: asking_all(grid, hand_in, wait_s=40.0),

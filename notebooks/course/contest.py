@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
+from time import monotonic  # the real one: a grid puts its own in its place in the module
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ FAULTS = ("raises", "silent", "nan", "boasts")  # each the permanent fault of on
 NUM_AWAY = 3  # so many others are away for a while
 BOAST = 10**9
 EVALUATE_SHARE = 1 / 12  # of a training's time: a quarter of the images, and no gradients
+STILL_S, STILL_LOOK_S = 5.0, 0.002
+"""So long may main be busy while the contest's clock stands still: in all, and for each look."""
+END_WIDTH = 60  # of the table's last column
 
 HandIn = Callable[[State], None]
 Main = Callable[[Grid, HandIn], object]
@@ -100,6 +104,8 @@ class ContestGrid(VirtualGrid):
         self._deadline_s = deadline_s
         self._bytes_sent = 0
         self._replies = list[tuple[float, int]]()  # when it was sent, and its bytes
+        self._looks, self._still_s = 0, 0.0  # since the clock moved last: vain ones, and real time
+        self._looked_at, self._left_at = self._now, monotonic()  # on this clock, and on the real
 
     @property
     def megabytes(self) -> float:
@@ -107,6 +113,12 @@ class ContestGrid(VirtualGrid):
         end = min(self.seconds, self._deadline_s)
         came = (num_bytes for at, num_bytes in self._replies if at <= end)
         return (self._bytes_sent + sum(came)) / 1e6
+
+    @property
+    def has_trained(self) -> bool:
+        """Has the server taken a trained model, be it usable or not?"""
+        replies = (reply for _, reply, _ in self.history if reply.metadata.reply_to_message_id)
+        return any(r.metadata.message_type == TRAIN and r.has_content() for r in replies)
 
     def expect_time(self) -> None:
         """Raise TimeIsUp once the deadline has come."""
@@ -122,16 +134,39 @@ class ContestGrid(VirtualGrid):
         """Hand messages to their nodes, and count the bytes of both ways."""
         self.expect_time()
         messages = list(messages)
+        for node_id in (message.metadata.dst_node_id for message in messages):
+            if node_id not in self.contexts:
+                raise LookupError(
+                    f"no node has the id {node_id}: get_node_ids says which there are"
+                )
         ids = list(super().push_messages(messages))
         self._bytes_sent += sum(_size(message) for message in messages)
         done = [self._due[message_id] for message_id in ids if message_id in self._due]
         self._replies += [(at - START, _size(reply)) for at, reply in done]
+        self._left_at = monotonic()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there by now."""
         self.expect_time()
-        return super().pull_messages(message_ids)
+        self._expect_moving_clock()
+        replies = super().pull_messages(message_ids)
+        self._looked_at, self._left_at = self._now, monotonic()
+        return replies
+
+    def _expect_moving_clock(self) -> None:
+        """Refuse a main that lets real time pass between its looks, and none on this clock."""
+        if self._now > self._looked_at:
+            self._looks, self._still_s = 0, 0.0
+            return
+        self._looks += 1
+        self._still_s += monotonic() - self._left_at
+        if self._still_s > max(STILL_S, STILL_LOOK_S * self._looks):
+            raise RuntimeError("you wait on the real clock: write time.sleep, after import time")
+
+    def _run(self, message: Message) -> Message | None:
+        with torch.enable_grad():  # the nodes may train, and main may not
+            return super()._run(message)
 
     def _sleep(self, seconds: float) -> None:
         self._waits = 0  # the deadline ends a loop, however often it looks
@@ -152,6 +187,8 @@ class ContestGrid(VirtualGrid):
 def run_main(main: Main, grid: ContestGrid, reference: State, handed_in: list[State]) -> None:
     """Call a main; only the last model that it hands in stays in ``handed_in``.
 
+    Main gets no gradients, so it cannot train by itself.
+
     Raises:
         TimeIsUp: It did not return before the deadline.
         Exception: Whatever main raised.
@@ -169,7 +206,7 @@ def run_main(main: Main, grid: ContestGrid, reference: State, handed_in: list[St
             raise TypeError(f"hand_in: {error}") from error
         handed_in[:] = [{key: tensor.detach().clone() for key, tensor in state.items()}]
 
-    with grid, single_thread():  # several threads wait for one another, with tensors so small
+    with grid, torch.no_grad(), single_thread():  # more threads wait for one another
         main(grid, hand_in)
 
 
@@ -209,6 +246,8 @@ class Contest:
             end = "time was up"
         except Exception as error:
             end = describe(error)
+        if handed_in and not grid.has_trained:
+            handed_in, end = [], f"{end}; no node had trained"
         model = handed_in[-1] if handed_in else None
         accuracy, seconds = self._examine(model) if model else 0.0, min(grid.seconds, deadline_s)
         self.tries.append(Try(name, accuracy, grid.megabytes, seconds, end, model))
@@ -219,7 +258,7 @@ class Contest:
         lines = [f"{'':24} accuracy     MB  minutes  score  ended because"]
         for t in self.tries:
             numbers = f"{100 * t.accuracy:6.1f} % {t.megabytes:6.1f} {t.seconds / 60:8.1f}"
-            lines.append(f"{t.name[:24]:24} {numbers} {t.score:6.1f}  {t.end}")
+            lines.append(f"{t.name[:24]:24} {numbers} {t.score:6.1f}  {_shorten(t.end)}")
         return "\n".join(lines)
 
     @cached_property
@@ -326,6 +365,11 @@ def contest_app(config: Config, nodes: Sequence[Traits], share: float) -> Client
         return fedlibs(message, context)
 
     return app
+
+
+def _shorten(text: str) -> str:
+    """Return a text of 60 characters at most."""
+    return text if len(text) <= END_WIDTH else f"{text[: END_WIDTH - 1]}…"
 
 
 def _beginning(split: Split, share: float) -> Split:
