@@ -169,4 +169,4 @@ def _points(rounds: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 def _accuracy_title(rounds: list[dict[str, Any]]) -> str:
     central = _points(rounds, "centralized_accuracy")
-    return f"Central accuracy: {100 * central[-1][1]:.1f} % at the end" if central else "Accuracy"
+    return f"Accuracy: {100 * central[-1][1]:.1f} % at the end" if central else "Accuracy"
