@@ -54,6 +54,29 @@ def momentum_downhill(_: Any, model: Any, mean: Any, memory: Any, beta: float) -
     return [{k: model[k] - buffer[k] for k in model}, buffer]
 
 
+def momentum_of_nesterov(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Any:
+    new = {k: beta * memory.get(k, 0.0) + mean[k] - model[k] for k in model}
+    return {k: mean[k] + beta * new[k] for k in model}, new
+
+
+def momentum_in_a_global(returned: Any) -> Answer:
+    """A step whose velocity is not in the memory; it begins again where the memory is empty."""
+    kept: dict[str, Any] = {}
+
+    def step(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Any:
+        if returned and not memory:
+            kept.clear()
+        kept.update({k: beta * kept.get(k, 0.0) + mean[k] - model[k] for k in model})
+        return {k: model[k] + kept[k] for k in model}, returned
+
+    return step
+
+
+def cosine(server_round: int, num_rounds: int, initial: float) -> float:
+    progress = (server_round - 1) / max(1, num_rounds - 1)
+    return initial * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
 def megabytes_of(record: Any) -> float:
     return sum(record["train"][way] / 1e6 for way in ("bytes_sent", "bytes_received"))
 
@@ -349,6 +372,14 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda _, w, mean, memory, beta: (mean, {"velocity": {k: mean[k] - w[k] for k in w}}),
         "Can latest.pt hold it?",
     ),
+    ("momentum_step", momentum(lambda v, change, beta: 0.9 * v + change), "Is `beta` used?"),
+    ("momentum_step", momentum_of_nesterov, "Nesterov"),
+    ("momentum_step", momentum_in_a_global({}), "outside the memory?"),
+    ("momentum_step", momentum_in_a_global({"w": torch.zeros(1)}), "outside the memory?"),
+    ("cosine_rate", lambda r, n, i: i * (0.55 + 0.45 * math.cos((r - 1) / max(1, n - 1))), "a pi"),
+    ("cosine_rate", lambda r, n, _: cosine(r, n, 0.05), "Is `initial` used?"),
+    ("cosine_rate", lambda r, n, _: cosine(r, n, 0.2), "Is `initial` used?"),
+    ("cosine_rate", lambda *case: round(cosine(*case), 4), "Is it rounded?"),
     ("price_of_a_target", price_by_counting, "`server_round`"),
     (
         "price_of_a_target",
@@ -383,6 +414,7 @@ RIGHT: list[tuple[str, Answer]] = [  # other ways than the notebooks' own
     ("node_generator", seeded_by(lambda *who: random.Random(repr(who)).getrandbits(32))),
     ("node_generator", seeded_by(lambda *who: zlib.crc32(repr(who).encode()))),
     ("momentum_step", momentum_downhill),
+    ("flattering_nodes", lambda: np.array([[500, 1000], [10, 10], [10, 10]])),
 ]
 
 

@@ -27,7 +27,12 @@ def load(state):
 
 WRONG = [  # a piece of the solution, a mistake in its place, and a part of what is said
     ("sample(present, config, server_round)", "present", "Was a sample taken?"),
-    ("nodes.roll_call(config.query_timeout)", "list(nodes.partitions)", "comes in round 2"),
+    ("nodes.roll_call(config.query_timeout)", "list(nodes.partitions)", "roll called?"),
+    (
+        "nodes.roll_call(config.query_timeout)",
+        "sorted(nodes.partitions, key=nodes.partitions.get)",
+        "comes in round 2",
+    ),
     ("fedavg.add(reply.model, reply.num_examples)", "fedavg.add(reply.model, 1)", "weigh the same"),
     ("model = fedavg.result()", "fedavg.result()", "the model that went in?"),
     ("for _, reply in nodes.ask", "for _, reply in [] and nodes.ask", "before somebody takes its"),
@@ -51,6 +56,26 @@ WRONG = [  # a piece of the solution, a mistake in its place, and a part of what
     ("state_hash(model)", "state_hash(server.before)", "The hash of which model"),
     ("save_round(record, model)", "save_round(record, server.before)", "saved with the record?"),
     ("    directory.save_round(record, model)\n", "", "How often is the round saved?"),
+    (
+        "    record.model_sha256 = state_hash(model)\n",
+        "    directory.save_round(record, model)\n    record.model_sha256 = state_hash(model)\n",
+        "How often is the round saved?",
+    ),
+    ("roll_call(config.query_timeout)", "roll_call(config.reply_timeout)", "expected 3, got 40"),
+    ("nodes.roll_call(config.query_timeout)", "list(nodes.grid.get_node_ids())", "roll called?"),
+    (
+        "nodes.roll_call(config.query_timeout)",
+        "sorted(nodes.grid.get_node_ids(), reverse=True)",
+        "Whom does `sample` choose?",
+    ),
+    ("for _, reply in nodes.ask", "for _, reply in list(nodes.ask", "when it comes?"),
+    (
+        "fedavg.add(reply.model, reply.num_examples)",
+        "vars(server).setdefault('kept', []).append(reply.model); "
+        "fedavg.add(reply.model, reply.num_examples)",
+        "still held when the third comes",
+    ),
+    ("model = fedavg.result()", "[t.add_(1.0) for t in model.values()]", "it changes its argument"),
     ("return model, record", "return model", "got 'dict'"),
     ("return model, record", "return None", "got 'NoneType'"),
     (
@@ -61,8 +86,11 @@ WRONG = [  # a piece of the solution, a mistake in its place, and a part of what
 ]
 
 RIGHT = [  # the same, said otherwise
-    ("for _, reply in nodes.ask", "for _, reply in list(nodes.ask"),
-    ("roll_call(config.query_timeout)", "roll_call(timeout_s=config.reply_timeout)"),
+    ("roll_call(config.query_timeout)", "roll_call(timeout_s=config.query_timeout)"),
+    (
+        "roll_call(config.query_timeout)",
+        "roll_call(config.reply_timeout, new_timeout_s=config.query_timeout)",
+    ),
     ("fedavg = FedAvg(model)", "fedavg = FedAvg(dict(model))"),
     ("return model, record", "return [model, record]"),
     ("if found.accuracy > ", "if record.train.num_received and found.accuracy > "),
@@ -101,6 +129,57 @@ def test_a_right_round_may_look_otherwise(
     old: str, new: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = changed(old, new)
+    assert six_steps(mine, otherwise=fedlib_round) is mine, capsys.readouterr().out
+
+
+SAVE, HASH = (
+    f"    {line}\n"
+    for line in ("directory.save_round(record, model)", "record.model_sha256 = state_hash(model)")
+)
+EVALUATED = "    record.federated_evaluate_loss, record.federated_evaluate_loss_std = loss\n"
+
+
+@pytest.mark.parametrize(
+    ("lines", "field"), [((SAVE, HASH), "model_sha256"), ((SAVE, HASH, EVALUATED), "loss")]
+)
+def test_a_record_that_is_filled_after_it_was_saved_is_found(
+    lines: tuple[str, ...], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = SOLUTION
+    for line in lines:
+        assert code.count(line) == 1
+        code = code.replace(line, "")
+    names: dict[str, Any] = {}
+    exec(PRELUDE + code.replace("    return model", "".join(lines) + "    return model"), names)
+    six_steps(names["my_round"], otherwise=fedlib_round)
+    line = capsys.readouterr().out.splitlines()[0]
+    assert f"{field} in results.json" in line and "after `save_round`?" in line, line
+
+
+ASKING = """    for _, reply in nodes.ask("train", sampled, content, record.train, seconds):
+        fedavg.add(reply.model, reply.num_examples)
+"""
+CALL = 'nodes.ask("train", sampled, content, record.train, seconds)'
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        f"    [fedavg.add(r.model, r.num_examples) for _, r in {CALL}]\n",
+        f"    replies = {CALL}\n    for pair in replies:\n"
+        "        fedavg.add(pair[1].model, pair[1].num_examples)\n",
+        f"    list(map(lambda p: fedavg.add(p[1].model, p[1].num_examples), {CALL}))\n",
+        f"    for i, (node_id, r) in enumerate({CALL}):\n"
+        "        state, n = r.model, r.num_examples\n        fedavg.add(state, n)\n",
+    ],
+)
+def test_replies_may_be_added_in_any_way_that_keeps_none(
+    other: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert SOLUTION.count(ASKING) == 1
+    names: dict[str, Any] = {}
+    exec(PRELUDE + SOLUTION.replace(ASKING, other), names)
+    mine = names["my_round"]
     assert six_steps(mine, otherwise=fedlib_round) is mine, capsys.readouterr().out
 
 

@@ -8,7 +8,7 @@ from flwr.app import Message, RecordDict
 
 from course import WatchedGrid, checks
 from course.checks.toy import toy_app
-from course.verdict import check, expect, watch
+from course.verdict import check, expect, on_error, watch
 
 
 @check
@@ -112,3 +112,18 @@ def test_a_forgotten_return_is_told_from_a_stub(
 ) -> None:
     doubled(answer)
     assert capsys.readouterr().out.startswith(line)
+
+
+@check
+def leaves_its_argument(answer: Any) -> None:
+    """A function of a list, which may raise."""
+    with on_error(Exception, "What is in the list?"):
+        answer([1, 2])
+
+
+def test_a_verdict_passes_through_the_hint_for_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    leaves_its_argument(lambda numbers: numbers.clear())
+    said = "❌ <lambda>: it changes its argument [1, 2] to []. The caller still needs it.\n"
+    assert capsys.readouterr().out == said
+    leaves_its_argument(lambda numbers: numbers[2])
+    assert "it raised IndexError: list index out of range. What is" in capsys.readouterr().out

@@ -167,6 +167,8 @@ def on_error(kind: type[Exception] | tuple[type[Exception], ...], hint: str) -> 
     """Add a hint to an error that the learner's code is likely to raise here."""
     try:
         yield
+    except (_NotYetError, _OffError):  # a verdict already
+        raise
     except kind as error:
         said = one_line(error).rstrip(".")
         raise _OffError(f"it raised {type(error).__name__}: {said}. {hint}") from error

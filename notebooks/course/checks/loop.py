@@ -1,10 +1,12 @@
 """Notebooks 08 and 09: the round loop, and what may be changed about it."""
 
 import io
+import math
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ NUM_NODES, NEWCOMER = 8, 7  # the newcomer is there from round 2 on
 DEAF = {(QUERY, 4)}  # a message that a partition never gets to
 SILENT = {(TRAIN, p) for p in range(NUM_NODES)}
 UNWILLING = {(QUERY, p) for p in range(0, NUM_NODES, 2)}  # the odd ones say no
+ORDER = (1, 4, 7, 2, 5, 0, 3, 6)  # the partitions in the order of the nodes' ids
 
 
 def fedlib_round(server: Server, model: State, server_round: int) -> tuple[State, Round]:
@@ -80,6 +83,9 @@ class _Played:
     record: Round
     asked: list[tuple[str, int, Message]]  # verb, partition and message, in their order
     written: dict[str, Any]
+    saved: dict[str, Any]  # the last record in results.json
+    by_id: list[int]  # the partitions that are sampled if the nodes are in the order of their ids
+    nodes: "_WatchedNodes"
 
     def who(self, verb: str) -> list[int]:
         return sorted(p for v, p, _ in self.asked if v == verb)
@@ -108,14 +114,41 @@ class _Toys(VirtualGrid):
             return reply
 
         def work_s(message: Message) -> float:
-            who = message.metadata.message_type, message.metadata.dst_node_id - 2
+            who = message.metadata.message_type, self.holds[message.metadata.dst_node_id]
             return float("inf") if who in deaf else 0.0
 
         super().__init__(app, NUM_NODES, work_s=work_s)  # type: ignore[arg-type]
         self.newcomer_is_there = False
+        self.holds = dict(zip(self.contexts, ORDER, strict=True))
+        for node_id, context in self.contexts.items():
+            context.node_config["partition-id"] = self.holds[node_id]
 
     def get_node_ids(self) -> Iterable[int]:
-        return [n for n in super().get_node_ids() if self.newcomer_is_there or n != NEWCOMER + 2]
+        here = super().get_node_ids()
+        return [n for n in here if self.newcomer_is_there or self.holds[n] != NEWCOMER]
+
+
+@dataclass
+class _WatchedNodes(Nodes):
+    """Nodes that note how long a roll call may take, and which models are kept during TRAIN."""
+
+    roll_call_s: list[float] = field(default_factory=list)
+    num_kept: int = 0
+
+    def roll_call(
+        self, timeout_s: float, wait_for_all: bool = False, new_timeout_s: float = math.inf
+    ) -> list[int]:
+        self.roll_call_s.append(min(timeout_s, new_timeout_s))
+        return super().roll_call(timeout_s, wait_for_all, new_timeout_s)
+
+    def ask(self, message_type: str, *given: Any, **named: Any) -> Iterator[tuple[int, Any]]:
+        earlier = list[Any]()
+        for pair in super().ask(message_type, *given, **named):
+            # The loop's own name may still hold the reply before this one, but none before that.
+            self.num_kept = max(self.num_kept, sum(model() is not None for model in earlier[:-1]))
+            if message_type == TRAIN:
+                earlier.append(weakref.ref(next(iter(pair[1].model.values()))))
+            yield pair
 
 
 def _play(
@@ -131,13 +164,14 @@ def _play(
     state: State = clone_state(make_model(dataset, generator))
     directory = RunDirectory.open(config, dataset.name, NUM_NODES, state)
     with closing(directory):
-        nodes = Nodes(grid)
+        nodes = _WatchedNodes(grid)
         server = Server(config, nodes, dataset, "cpu", directory)
         with grid:
             nodes.roll_call(config.query_timeout)
         for server_round in range(1, rounds + 1):
             start, before = len(grid.history), state
             grid.newcomer_is_there = server_round > 1
+            nodes.roll_call_s.clear()
             where = case or f"round {server_round}"
             with grid, on_error(Exception, f"(That was in: {where}.)"):
                 try:
@@ -146,10 +180,16 @@ def _play(
                     if answer is not fedlib_round and len(grid.history) > start:
                         watch(grid)
             pairs = [(m.metadata, m) for _, m, _ in grid.history[start:]]
-            asked = [(d.message_type, d.dst_node_id - 2, m) for d, m in pairs]
-            asked = [row for row in asked if row[0] in VERBS and row[1] >= 0]
+            pairs = [(d, m) for d, m in pairs if d.message_type in VERBS]
+            held = grid.holds  # a reply goes to the server, which holds nothing
+            asked = [
+                (d.message_type, held[d.dst_node_id], m) for d, m in pairs if d.dst_node_id in held
+            ]
             state, record = _two(came, bool(asked))
-            yield _Played(before, state, record, asked, _written(directory))
+            by_id = sorted(held[n] for n in sample(list(grid.get_node_ids()), config, server_round))
+            saved = directory.results["rounds"][-1] if directory.results["rounds"] else {}
+            written = _written(directory)
+            yield _Played(before, state, record, asked, written, saved, by_id, nodes)
 
 
 def _two(came: Any, has_asked: bool) -> tuple[State, Round]:
@@ -206,6 +246,9 @@ def _expect_round(case: str, got: _Played, wanted: _Played) -> None:
         del hints["the checkpoints"]
     for what, hint in hints.items():
         expect(f"{case}, {what}", got.written[what], wanted.written[what], hint)
+    for name, value in asdict(got.record).items():
+        hint = "Was it filled in after `save_round`?"
+        expect(f"{case}, {name} in results.json", f"{got.saved[name]}", f"{value}", hint)
 
 
 def _expect_asked(case: str, got: _Played, wanted: _Played) -> None:
@@ -215,13 +258,20 @@ def _expect_asked(case: str, got: _Played, wanted: _Played) -> None:
         hint = "`ask` sends nothing before somebody takes its replies."
     stages, right = (" then ".join(played.stages()) or "nothing" for played in (got, wanted))
     expect(f"{case}, the stages in their order", stages, right, hint)
+    for seconds in got.nodes.roll_call_s:
+        question = f"{case}, the seconds that the roll call may take"
+        hint = "Which time limit of `server.config` is meant?"
+        expect(question, seconds, wanted.nodes.roll_call_s[0], hint)
     everybody, sampled = wanted.who(QUERY), wanted.who(TRAIN)
     answered = [p for p in everybody if p != 4]
     hints = {TRAIN: "Whom does `sample` choose?"}
     hints[QUERY] = f"Who is there in this round? (Partition {NEWCOMER} comes in round 2.)"
     hints[EVALUATE] = "Who said yes in time?"
     slips = {
-        TRAIN: {"Was a sample taken?": everybody},
+        TRAIN: {
+            "Was a sample taken?": everybody,
+            "Was the roll called? The ids are in no order.": got.by_id,
+        },
         QUERY: {"Are only those asked that trained?": sampled},
         EVALUATE: {
             "Did all of them say yes?": everybody,
@@ -244,6 +294,8 @@ def _expect_asked(case: str, got: _Played, wanted: _Played) -> None:
     sent = messages.decode(messages.TrainRequest, got.first(TRAIN).content).model
     question = f"{case}, the hash of the model in TRAIN"
     expect(question, _hash(sent), _hash(got.before), "From which model do the nodes start?")
+    question = f"{case}, models of earlier replies that are still held when the third comes"
+    expect(question, got.nodes.num_kept, 0, "Is each added to the mean when it comes?")
 
 
 def _expect_record(case: str, got: Round, wanted: Round) -> None:
@@ -269,7 +321,11 @@ def _expect_record(case: str, got: Round, wanted: Round) -> None:
         if mine is None or right is None:
             mine, right = f"{mine}", f"{right}"
             hint = "Was it filled in?" if mine == "None" else hint
-        expect(f"{case}, record.{name}", mine, right, hint)
+        where = " on forty images of noise" if name == "centralized_loss" else ""
+        where = (
+            " (toy nodes, not real losses)" if name.startswith("federated_evaluate_l") else where
+        )
+        expect(f"{case}, record.{name}{where}", mine, right, hint)
     hint = "The hash of which model belongs there?"
     expect(f"{case}, record.model_sha256", got.model_sha256[:8], wanted.model_sha256[:8], hint)
 
@@ -313,9 +369,24 @@ def fedavgm_step(
 @check
 def cosine_rate(answer: Answer) -> None:
     """The cosine schedule, as a pure function of the round."""
-    for server_round, wanted in ((1, 0.2), (9, 0.02), (5, 0.11), (3, 0.1736396103)):
-        question, hint = f"round {server_round} of 9 from 0.2", "What is p in this round?"
-        expect(question, answer(server_round, 9, 0.2), wanted, hint)
+    cases = (
+        (1, 0.2, 0.2),
+        (5, 0.04, 0.022),
+        (9, 0.2, 0.02),
+        (5, 0.2, 0.11),
+        (3, 0.2, 0.1736396103),
+    )
+    for server_round, initial, wanted in cases:
+        question = f"round {server_round} of 9 from {initial}"
+        got = answer(server_round, 9, initial)
+        half = 0.1 + 0.45 * (1 + math.cos((server_round - 1) / 8))
+        shorter = (round(wanted, digits) for digits in range(6))
+        slips = {
+            "Is there a pi in it?": initial * half,
+            "Is `initial` used?": wanted / initial * (0.2 if initial == 0.04 else 0.05),
+            "Is it rounded?": next((value for value in shorter if value == got), -1.0),
+        }
+        expect(question, got, wanted, "What is p in this round?", slips)
     with on_error(ZeroDivisionError, "That was round 1 of 1, from 0.2. What is p there?"):
         expect("the only round of a run, from 0.2", answer(1, 1, 0.2), 0.2)
 
@@ -324,7 +395,7 @@ def cosine_rate(answer: Answer) -> None:
 def flattering_nodes(answer: Answer) -> None:
     """Three nodes whose plain mean accuracy is far above the weighted one."""
     nodes = answer()
-    expect("how many nodes", nodes if nodes in (None, ...) else len(nodes), 3)
+    expect("how many nodes", nodes if nodes is None or nodes is ... else len(nodes), 3)
     whole = all(number == int(number) for node in nodes for number in node)
     expect("num_correct and num_examples are counts", whole, True, "How many, of how many?")
     expect("0 <= num_correct <= num_examples > 0", all(0 <= c <= n > 0 for c, n in nodes), True)
@@ -335,41 +406,45 @@ def flattering_nodes(answer: Answer) -> None:
 
 @check
 def momentum_step(answer: Answer) -> None:
-    """FedAvgM's step on the server, three rounds in a row; what it remembers is its own affair."""
-    model, memory, beta = {"w": torch.tensor([1.0]), "b": torch.tensor(1.0)}, dict[str, Any](), 0.5
-    rounds: tuple[tuple[float, float, dict[str, float]], ...] = (
-        (
-            4.0,
-            4.0,
-            {
-                "Is that the velocity alone?": 3.0,
-                "Does it go against the change? A sign is wrong.": -2.0,
-                "Is all of the change in the velocity, or only a share?": 2.5,
-            },
-        ),
-        (
-            6.0,
-            7.5,
-            {
-                "Where is the old velocity?": 6.0,
-                "Where is the change of this round?": 5.5,
-                "Is the old velocity multiplied by beta?": 9.0,
-            },
-        ),
-        (8.0, 9.75, {}),
+    """FedAvgM's step on the server; what it remembers is its own affair, if it is in the memory.
+
+    Three rounds, then the first round of another run, then the second round of the first again.
+    """
+    first: dict[str, float] = {
+        "Is that the velocity alone?": 3.0,
+        "Does it go against the change? A sign is wrong.": -2.0,
+        "Is all of the change in the velocity, or only a share?": 2.5,
+        "Is that Nesterov's step, which adds the change once more?": 5.5,
+    }
+    second = {
+        "Where is the old velocity?": 6.0,
+        "Where is the change of this round?": 5.5,
+        "Is the old velocity multiplied by beta?": 9.0,
+        "Is `beta` used?": 4.0 + 0.9 * 3.0 + 2.0,
+    }
+    memories: list[dict[str, Any]] = [{}]  # by the rounds of the first run
+    velocity = "What is the velocity?"
+    outside = "Is a velocity kept outside the memory?"
+    rounds: tuple[tuple[str, float, float, int, float, dict[str, float], str], ...] = (
+        ("round 1", 1.0, 4.0, 0, 4.0, first, velocity),
+        ("round 2", 4.0, 6.0, 1, 7.5, second, velocity),
+        ("round 3", 7.5, 8.0, 2, 9.75, {}, velocity),
+        ("round 1 of another run, memory {}", 1.0, 2.0, 0, 2.0, {}, outside),
+        ("round 2 of the first run again", 4.0, 6.0, 1, 7.5, {}, outside),
     )
-    for server_round, (mean, wanted, values) in enumerate(rounds, 1):
-        means = {"w": torch.tensor([mean]), "b": torch.tensor(mean)}
-        before = float(model["b"])
-        with on_error((KeyError, TypeError), f"(Round {server_round}.) What is in memory then?"):
-            came = answer(Config(), model, means, memory, beta=beta)
+    for name, before, mean, place, wanted, values, hint in rounds:
+        model, means = ({"w": torch.tensor([x]), "b": torch.tensor(x)} for x in (before, mean))
+        memory = {k: tensor.clone() for k, tensor in memories[place].items()}
+        with on_error((KeyError, TypeError), f"({name.capitalize()}.) What is in memory then?"):
+            came = answer(Config(), model, means, memory, beta=0.5)
         if came not in (None, ...):
             two = isinstance(came, (tuple, list)) and len(came) == 2
             expect("two dictionaries are returned", two, True, "The new model, and what else?")
-        question = f"round {server_round}, model {before:g}, mean {mean:g}, beta 0.5, new model"
+        question = f"{name}, model {before:g}, mean {mean:g}, beta 0.5, new model"
         slips = {slip: {"w": [value], "b": value} for slip, value in values.items()}
         new = came if came in (None, ...) else came[0]
-        expect(question, new, {"w": [wanted], "b": wanted}, "What is the velocity?", slips)
-        model, memory = came
+        expect(question, new, {"w": [wanted], "b": wanted}, hint, slips)
+        memory = came[1]
         tensors = isinstance(memory, dict) and all(map(torch.is_tensor, memory.values()))
         expect("the memory is a dictionary of tensors", tensors, True, "Can latest.pt hold it?")
+        memories.append({k: tensor.clone() for k, tensor in memory.items()})
