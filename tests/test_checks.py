@@ -31,6 +31,17 @@ def remember_in_a_global(context: Any, loss: float) -> float:
     return min(SEEN)
 
 
+def remember_from(first: float) -> Answer:
+    """A memory that begins with a number that no loss had."""
+
+    def remember(context: Any, loss: float) -> Any:
+        memory = context.state.setdefault("memory", MetricRecord({"lowest-loss": first}))
+        memory["lowest-loss"] = min(loss, memory["lowest-loss"])
+        return memory["lowest-loss"]
+
+    return remember
+
+
 def momentum_in_place(_: Any, model: Any, mean: Any, memory: Any, beta: float) -> Answer:
     velocity = memory or {k: torch.zeros_like(tensor) for k, tensor in model.items()}
     for k in model:
@@ -320,6 +331,8 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
     ),
     ("node_generator", seeded_by(lambda *who: hash(f"{who}") % 2**32), "in another process"),
     ("node_generator", numpy_global, "NumPy's global generator was touched"),
+    ("remember_lowest", remember_from(10.0), "at 12.0"),
+    ("remember_lowest", remember_from(0.0), "Which losses has this node seen"),
     ("node_generator", random_global, "random's global generator was touched"),
     ("node_generator", lambda *who: torch.manual_seed(hash(who) % 2**32), "torch's global"),
     ("node_generator", seeded_by(lambda s, r, p: 10**6 * s + 1000 * r + p), "share their chance"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 import fedlib
@@ -24,7 +24,8 @@ def handler(**changes: Any) -> Handler:
         config = Config.from_run_config(context.run_config)
         partition_id = context.node_config["partition-id"]
         dataset = fedlib.open_dataset(changes.get("dataset", request.dataset))
-        place = (50, config.dirichlet_alpha, config.seed, partition_id)
+        seed = changes.get("data_seed", config.seed)
+        place = (50, config.dirichlet_alpha, seed, partition_id)
         data = fedlib.load_partition(dataset, *place)
         split = data.validation if changes.get("split") else data.train
         model = CNN(torch.Generator())
@@ -96,6 +97,14 @@ def a_number_by_hand(message: Message, reply: RecordDict) -> Message:
     return Message(content=content, reply_to=message)
 
 
+def remembers(own: Handler) -> Handler:
+    def answer(message: Message, context: Context) -> Any:
+        context.state["seen"] = MetricRecord({"messages": 1})
+        return own(message, context)
+
+    return answer
+
+
 def in_an_app() -> ClientApp:
     app = ClientApp()
     app.train()(handler())
@@ -133,6 +142,11 @@ WRONG: dict[str, tuple[Any, str]] = {
         "default options",
     ),
     "momentum": (handler(options={"momentum": 0.9}), "momentum is not"),
+    "fixed epochs": (handler(options={"epochs": 2}), "epochs is not"),
+    "a fixed batch size": (handler(options={"batch_size": 16}), "batch_size is not"),
+    "a fixed seed": (handler(who=lambda s, r, p: (42, r, p)), "another seed"),
+    "a fixed seed of the data": (handler(data_seed=42), "of the default seed"),
+    "a written state": (remembers(handler()), "state was changed"),
     "round 1 for ever": (handler(who=lambda s, r, p: (s, 1, p)), "another round"),
     "the node's id": (handler(who=lambda s, r, p: (s, r, p + 2)), "the node's id"),
     "an unseeded generator": (handler(generator=torch.Generator()), "seed, round and partition"),

@@ -62,7 +62,7 @@ def by_fedlib_in_two_names(old_model: Any, stream: Iterable[Message]) -> Any:
     for message in stream:
         who = message.metadata.src_node_id
         if message.has_error():
-            problems.append(f"error at {who}")
+            problems.append(f"{message.error.reason} (at {who})")
             continue
         try:
             reply = decode(TrainReply, message.content)
@@ -78,7 +78,7 @@ def in_float32(model: Any, replies: Iterable[Message]) -> Any:
     for message in replies:
         try:
             if message.has_error():
-                raise ReplyError("it failed")
+                raise ReplyError(message.error.reason)
             reply = decode(TrainReply, message.content)
             check_state(reply.model, model)
         except ReplyError as error:
@@ -99,7 +99,7 @@ def moving_mean(model: Any, replies: Iterable[Message]) -> Any:
     for message in replies:
         try:
             if message.has_error():
-                raise ReplyError("it failed")
+                raise ReplyError(message.error.reason)
             reply = decode(TrainReply, message.content)
             check_state(reply.model, model)
         except ReplyError as error:
@@ -117,7 +117,7 @@ def keeps_models(model: Any, replies: Iterable[Message]) -> Any:
 
     def read(message: Message, model: Any) -> TrainReply:
         if message.has_error():
-            raise ReplyError("it failed")
+            raise ReplyError(message.error.reason)
         reply = decode(TrainReply, message.content)
         check_state(reply.model, model)
         kept.append(reply.model)
@@ -132,7 +132,7 @@ def in_place(model: Any, replies: Iterable[Message]) -> Any:
 
 def unchecked(message: Message, model: Any) -> TrainReply:
     if message.has_error():
-        raise ReplyError("it failed")
+        raise ReplyError(message.error.reason)
     return decode(TrainReply, message.content)
 
 
@@ -146,6 +146,16 @@ def only_numbers_checked(message: Message, model: Any) -> TrainReply:
 def errors_forgotten(message: Message, model: Any) -> TrainReply:
     reply = decode(TrainReply, message.content)
     check_state(reply.model, model)
+    return reply
+
+
+def everything_caught(message: Message, model: Any) -> TrainReply:
+    """Without has_error: what an Error reply said is lost."""
+    try:
+        reply = decode(TrainReply, message.content)
+        check_state(reply.model, model)
+    except Exception as error:
+        raise ReplyError(str(error)) from error
     return reply
 
 
@@ -199,6 +209,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "one value": (lambda model, replies: aggregate_with_fedavg(model, replies)[0], "come back"),
     "problems unnamed": (aggregate(problem=lambda _, error: str(error)), "Whose reply"),
+    "the id alone": (
+        aggregate(problem=lambda m, _: str(m.metadata.src_node_id)),
+        "What did the node say",
+    ),
+    "everything caught": (aggregate(read=everything_caught), "the problem says 'my disk is full'"),
     "problems unsaid": (
         lambda model, replies: (aggregate_with_fedavg(model, replies)[0], []),
         "left out",

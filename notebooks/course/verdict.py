@@ -99,7 +99,9 @@ def show_messages() -> None:
         title = "The messages of the last check, and what came back"
         show(draw(grid, title), "A lane for the server and for each node, an arrow for a message.")
     if not _watched_grids:
-        print("Nothing to show: the last check found nothing wrong, or needed no messages.")
+        print(
+            "Nothing to show: the last check sent no messages over a grid, or found nothing wrong."
+        )
 
 
 def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:

@@ -49,8 +49,8 @@ def clip_update(answer: Answer) -> None:
     expect("length 5, limit 4.5", answer(old, state, 4.5), {"w": [12.7, 20], "b": [4.6]}, hint)
     expect("length 5, limit 50", answer(old, state, 50), state, "Must a short one change?")
     huge = {"w": torch.tensor([1e9, 0.0]), "b": torch.tensor([0.0])}
-    hint = "Is it `state` itself, or sums that are rounded?"
-    expect("an old weight of 1e9, limit 1e10", answer(huge, state, 1e10), state, hint)
+    hint = "Is it `state` itself, or computed anew?"
+    expect("old weight 1e9, update within the limit", answer(huge, state, 1e10), state, hint)
     with on_error(ZeroDivisionError, "And an update of length 0?"):
         expect("length 0, limit 1", answer(old, old, 1), old, "And an update of length 0?")
 
@@ -126,9 +126,12 @@ def _expect_mean(
     expect(f"{question}: dtypes", types, of_model, "Which has `model`?")
     hint = "Which replies were left out?"
     expect(f"{question}: number of problems", len(list(problems)), len(reasons), hint)
+    said = {str(m.metadata.src_node_id): m.error.reason for m in replies if m.has_error()}
     for reason, problem in zip(reasons, problems, strict=True):
-        who = reason.split(":")[0].removeprefix("node ")
-        expect(f"{question}: node {who} is named", who in str(problem), True, "Whose reply was it?")
+        who, text = reason.split(":")[0].removeprefix("node "), str(problem)
+        expect(f"{question}: node {who} is named", who in text, True, "Whose reply was it?")
+        case = f"{question}: the problem says {said.get(who, '')!r}"
+        expect(case, said.get(who, "") in text, True, "What did the node say went wrong?")
 
 
 def _slips(model: State, replies: list[Message]) -> Iterator[tuple[str, State]]:

@@ -20,26 +20,29 @@ from fedlib.errors import one_line
 from fedlib.messages import TrainReply, TrainRequest
 from fedlib.training import single_thread
 
-PARTITIONS = 15, 19  # of fifty, those with the fewest images
-RUN_CONFIG: dict[str, bool | float | int | str] = {
+PARTITIONS = 30, 3  # of fifty, with this seed: those with the fewest images
+RunConfig = dict[str, bool | float | int | str]
+RUN_CONFIG: RunConfig = {
+    "seed": 16,
     "local-epochs": 2,
     "batch-size": 16,
     "momentum": 0.5,
     "learning-rate": 0.2,
 }
-SETTINGS = Config.from_run_config(RUN_CONFIG)
+ANOTHER: RunConfig = RUN_CONFIG | {"local-epochs": 3, "batch-size": 24, "momentum": 0.7}
 
 
 @check
 def remember_lowest(answer: Answer) -> None:
     """The lowest loss of a node, kept in its state."""
     home, other = (Context(1, node, {"partition-id": node}, RecordDict(), {}) for node in (7, 8))
-    for loss, wanted in ((2.0, 2.0), (1.5, 1.5), (1.8, 1.5)):
+    for loss, wanted in ((12.0, 12.0), (1.5, 1.5), (1.8, 1.5)):
         with on_error(KeyError, "What does a node remember before its first loss?"):
             got = answer(home, loss)
         kept = got is None and "memory" in home.state
         expect("kept but not returned", kept, False, "What does the caller get?")
-        expect(f"losses 2.0, 1.5, 1.8, at {loss}", got, wanted, "What came before?")
+        hint = "Which losses has this node seen up to here?"
+        expect(f"losses 12.0, 1.5, 1.8, at {loss}", got, wanted, hint)
     expect("another node, its first loss 3.0", answer(other, 3.0), 3.0, "Whose memory is it?")
     expect("what is kept", dict(home.state.get("memory", {})), {"lowest-loss": 1.5})
 
@@ -85,7 +88,7 @@ def handle_train(answer: Answer) -> None:
         replies = [
             _compare(answer, request, here),
             _compare(answer, request, there),
-            _compare(answer, replace(request, server_round=2, learning_rate=0.02), here),
+            _compare(answer, replace(request, server_round=2, learning_rate=0.02), here, ANOTHER),
         ]
         again = _short_hash(_ask(answer, request, here))
         hint = "What did it keep from the messages before?"
@@ -94,20 +97,26 @@ def handle_train(answer: Answer) -> None:
             expect(question, _outcome(answer, content), "a FedlibError or an Error reply", hint)
 
 
-def _compare(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
+def _compare(
+    own: Answer, request: TrainRequest, partition_id: int, run_config: RunConfig = RUN_CONFIG
+) -> TrainReply:
     """Let the answer and fedlib's app reply to the same message; expect the same of both."""
     case = f"partition {partition_id}, round {request.server_round}, rate {request.learning_rate}"
-    got, wanted = (_ask(app, request, partition_id) for app in (own, fedlib.make_client_app()))
-    validation = len(_load(request, partition_id).validation)
+    apps = own, fedlib.make_client_app()
+    got, wanted = (_ask(app, request, partition_id, run_config) for app in apps)
+    settings = Config.from_run_config(run_config)
+    validation = len(_load(request, partition_id, settings.seed).validation)
+    usual = len(_load(request, partition_id, Config().seed).train)
     slips: dict[str, Any] = {
         "Each epoch's are counted: does an image count more than once?": wanted.loss_weight,
         "Was the validation split trained on too?": wanted.num_examples + validation,
         "That is the size of the validation split. Which was trained on?": validation,
+        "That is partition and split of the default seed. Which one does the Context say?": usual,
     }
     hint = "Which images were trained on?"
     expect(f"{case}: num_examples", got.num_examples, wanted.num_examples, hint, slips)
     if (came := _short_hash(got)) != _short_hash(wanted):
-        slips = dict(_wrong_weights(request, partition_id))
+        slips = dict(_wrong_weights(request, partition_id, settings))
         hint = "Which of data, model, options and generator is another than the text says?"
         expect(f"{case}: weights", came, _short_hash(wanted), hint, slips)
     slips = {"That is the mean. What travels?": wanted.loss_sum / wanted.loss_weight}
@@ -118,22 +127,24 @@ def _compare(own: Answer, request: TrainRequest, partition_id: int) -> TrainRepl
     return got
 
 
-def _ask(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
+def _ask(
+    own: Answer, request: TrainRequest, partition_id: int, run_config: RunConfig = RUN_CONFIG
+) -> TrainReply:
     """Send TRAIN to a node of a LocalGrid; return its reply, if it has the form of one."""
     seen: dict[str, Any] = {}
 
     def noted(message: Message, context: Context) -> Any:
-        seen["before"] = deepcopy(message.content)
+        seen["before"] = deepcopy(message.content), deepcopy(context.state)
         try:
             seen["reply"] = own(message, context)
         except Exception as error:
             seen["raised"] = error
-        seen["after"] = message.content
+        seen["after"] = message.content, context.state
         return seen.get("reply")
 
     app = ClientApp()
     app.train()(noted)
-    grid = LocalGrid(app, 50, RUN_CONFIG)
+    grid = LocalGrid(app, 50, run_config)
     message = Message(messages.encode(request), partition_id + 2, "train", ttl=600)
     (message_id,) = grid.push_messages([message])
     came = list(grid.pull_messages([message_id]))
@@ -143,8 +154,10 @@ def _ask(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
         raise NotImplementedError
     hint = "What must a handler hand back?"
     expect("what it returns", type(reply).__name__, "Message", hint)
-    changed, hint = seen["after"] != seen["before"], "Who may still read it?"
-    expect("the content that came was changed", changed, False, hint)
+    changes = [after != before for after, before in zip(seen["after"], seen["before"], strict=True)]
+    expect("the content that came was changed", changes[0], False, "Who may still read it?")
+    hint = "What may it remember between two messages?"
+    expect("the Context's state was changed", changes[1], False, hint)
     hint = "Is it made as the reply to this message?"
     answered = [r.metadata.reply_to_message_id for r in came]
     expect("to which messages it is a reply", answered, [message_id], hint)
@@ -154,14 +167,18 @@ def _ask(own: Answer, request: TrainRequest, partition_id: int) -> TrainReply:
         return messages.decode(TrainReply, reply.content)
 
 
-def _wrong_weights(request: TrainRequest, partition_id: int) -> Iterator[tuple[str, str]]:
+def _wrong_weights(
+    request: TrainRequest, partition_id: int, settings: Config
+) -> Iterator[tuple[str, str]]:
     """Name likely mistakes, with the weights that they give."""
-    seed, server_round, data = SETTINGS.seed, request.server_round, _load(request, partition_id)
-    options: dict[str, Any] = {"epochs": SETTINGS.local_epochs, "batch_size": SETTINGS.batch_size}
-    options |= {"momentum": SETTINGS.momentum, "learning_rate": request.learning_rate}
-    usual = {"epochs": 1, "batch_size": 32, "momentum": 0.9}
+    seed, server_round = settings.seed, request.server_round
+    data = _load(request, partition_id, seed)
+    options = _options(settings) | {"learning_rate": request.learning_rate}
+    usual, fixed = _options(Config()), _options(Config.from_run_config(RUN_CONFIG))
 
-    def generator(server_round: int = server_round, number: int = partition_id) -> torch.Generator:
+    def generator(
+        server_round: int = server_round, number: int = partition_id, seed: int = seed
+    ) -> torch.Generator:
         return fedlib.torch_generator(seed, server_round, number, Stream.TRAIN)
 
     def trained(change: dict[str, Any], chance: Any = None, split: Any = data.train) -> str:
@@ -172,13 +189,17 @@ def _wrong_weights(request: TrainRequest, partition_id: int) -> Iterator[tuple[s
 
     yield "Those are the weights that came. What did the training change?", _short_hash(request)
     text = "That is the config's learning rate. Which one did the server send?"
-    yield text, trained({"learning_rate": SETTINGS.learning_rate})
+    yield text, trained({"learning_rate": settings.learning_rate})
     text = "Those are the default options. What does the run config of this Context say?"
     yield text, trained(usual)
     text = "Those are the default options, and the config's learning rate. Who says which?"
-    yield text, trained(usual | {"learning_rate": SETTINGS.learning_rate})
-    for name, value in usual.items():
-        yield f"{name} is not as the run config of this Context says.", trained({name: value})
+    yield text, trained(usual | {"learning_rate": settings.learning_rate})
+    for name in usual:
+        text = f"{name} is not as the run config of this Context says."
+        yield text, trained({name: usual[name]})
+        yield f"{text} It was right before.", trained({name: fixed[name]})
+    text = "The generator has another seed. Which one does the run config of this Context say?"
+    yield text, trained({}, generator(seed=Config().seed))
     text = "The generator has another round. Which one did the server send?"
     yield text, trained({}, generator(1))
     text = "The generator has the node's id. Which number stays the same from run to run?"
@@ -215,9 +236,14 @@ def _outcome(own: Answer, content: RecordDict) -> str:
     return "a reply as if all were well"
 
 
-def _load(request: TrainRequest, partition_id: int) -> fedlib.Partition:
+def _options(settings: Config) -> dict[str, Any]:
+    names = {"epochs": "local_epochs", "batch_size": "batch_size", "momentum": "momentum"}
+    return {option: getattr(settings, name) for option, name in names.items()}
+
+
+def _load(request: TrainRequest, partition_id: int, seed: int) -> fedlib.Partition:
     dataset = fedlib.open_dataset(request.dataset)
-    return fedlib.load_partition(dataset, 50, SETTINGS.dirichlet_alpha, SETTINGS.seed, partition_id)
+    return fedlib.load_partition(dataset, 50, Config().dirichlet_alpha, seed, partition_id)
 
 
 def _short_hash(message: TrainRequest | TrainReply) -> str:
