@@ -14,8 +14,8 @@ ONLY ?=
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 NBMAKE := $(PYTEST) --nbmake --nbmake-timeout=600
-# Those that start no processes of Flower's own: make test executes them, make test-all the others.
-SLOW_NOTEBOOKS = $(wildcard notebooks/1[12]-*.ipynb)
+# Those that take longest, or start processes of Flower's own: make test-all executes them.
+SLOW_NOTEBOOKS = $(foreach number,09 11 12 13,$(wildcard notebooks/$(number)-*.ipynb))
 QUICK_NOTEBOOKS ?= $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/[0-9][0-9]-*.ipynb))
 
 .PHONY: help setup setup-dev run stop test test-all check bench bench-scaling lab notebooks address \
