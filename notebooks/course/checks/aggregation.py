@@ -126,8 +126,7 @@ def _expect_mean(
     expect(f"{question}: dtypes", types, of_model, "Which has `model`?")
     hint = "Which replies were left out?"
     expect(f"{question}: number of problems", len(list(problems)), len(reasons), hint)
-    failed = [reply for reply in replies if reply.has_error()]
-    said = {str(m.metadata.src_node_id): m.error.reason or "" for m in failed}
+    said = {str(m.metadata.src_node_id): str(m.error.reason) for m in replies if m.has_error()}
     for reason, problem in zip(reasons, problems, strict=True):
         who, text = reason.split(":")[0].removeprefix("node "), str(problem)
         expect(f"{question}: node {who} is named", who in text, True, "Whose reply was it?")
