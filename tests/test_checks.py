@@ -191,7 +191,7 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     "command_line": (lambda: "flwr run fedlib --run-config seed=7", "❌"),
     "long_enough": (
         lambda trace, share: math.ceil(np.percentile([m["ended"] - m["sent"] for m in trace], 90)),
-        "which answer must still come",
+        "one answer too few?",
     ),
     "good_for_host": (trust_anybody, "❌"),
     "three_nodes": (nobody_is_refused, "where unknown differs from node"),
@@ -406,14 +406,14 @@ SLIPS: list[tuple[str, Answer, str]] = [  # a check, a mistake, and a part of it
         lambda trace, share: math.ceil(
             seconds_of(trace, "began")[math.ceil(share * len(trace)) - 1]
         ),
-        "From when to when?",
+        "Where does the clock start?",
     ),
     (
         "long_enough",
         lambda trace, share: math.ceil(seconds_of(trace, "sent")[int(share * len(trace)) - 1]),
         "60%",
     ),
-    ("good_for_host", signed_and_in_the_subject, "Does its subject list hosts?"),
+    ("good_for_host", signed_and_in_the_subject, "Where does it list hosts?"),
     ("good_for_host", raising, "True or False?"),
 ]
 

@@ -80,8 +80,8 @@ def as_train() -> dict[str, str]:
         with_a_third_module(),
         as_train(),
         {name: textwrap.dedent(text) for name, text in reversed(thermometer().items())},
-        changed(SERVER, "time.sleep(0.1)", "pass"),
-        changed(SERVER, 'print(f"', 'print("I asked them.")\n    print(f"'),
+        changed(SERVER, ", timeout=30", ""),
+        changed(CLIENT, "    temperature =", '    print("asked")\n    temperature ='),
         changed(PYPROJECT, 'publisher = "me"', 'publisher = "somebody-else"'),
     ],
 )
@@ -112,7 +112,24 @@ def test_a_right_app_may_look_otherwise(
         (SERVER, '["warm-above"]', '["warm_above"]', "KeyError: 'warm_above'"),
         (SERVER, 'context.run_config["min-nodes"]', "10", "What ends its waiting?"),
         (SERVER, "grid.get_node_ids()", "[]", "What ends its waiting?"),
-        (SERVER, ", timeout=30", "", "How long may send_and_receive wait?"),
+        (SERVER, ", timeout=30", ", timeout=50", "How long may send_and_receive wait?"),
+        (SERVER, ", ttl=30", "", "Which second clock"),
+        (SERVER, ", timeout=30", ", timeout=0.5", "How long may it wait"),
+        (SERVER, ", ttl=30", ", ttl=0.5", "how long is a message valid?"),
+        (
+            SERVER,
+            "in nodes]",
+            'in nodes[: context.run_config["min-nodes"]]]',
+            "how many does it ask?",
+        ),
+        (SERVER, "time.sleep(0.1)", "pass", "expected 'a rest'"),
+        (SERVER, "print(f", 'print("I asked them.")\n    print(f', "how many lines it prints"),
+        (
+            CLIENT,
+            '"warm": warm',
+            '"warm": warm, "who": context.node_config["partition-id"]',
+            "beside the yes or no?",
+        ),
         (SERVER, " if not r.has_error()", "", "a reply with an error have"),
         (SERVER, "{len(answers)}", "{len(messages)}", "counted behind 'of'?"),
         (SERVER, "print(", "return (", "print its line?"),
@@ -152,3 +169,54 @@ def test_nothing_of_the_app_stays_in_this_process(capsys: pytest.CaptureFixture[
         assert right == (degrees == 20)
     assert not {"server_app", "client_app"} & ({*sys.modules} - before[0])
     assert sys.path == before[1]
+
+
+COMMAND = (
+    "flwr run fedlib --stream"
+    " --federation-config 'num-supernodes=20 client-resources-num-cpus=1'"
+    " --run-config 'num-server-rounds=3 seed=7'"
+)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("", ""),
+        ("fedlib", "./fedlib/"),
+        ("cpus=1", "cpus=1.0"),
+        ("--run-config ", "-c "),
+        ("--run-config ", "--run-config="),
+        ("rounds=3 seed=7", "rounds=3  seed=7 "),
+        ("'", '"'),
+    ],
+)
+def test_a_right_command_may_look_otherwise(
+    old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks.command_line(lambda: COMMAND.replace(old, new))
+    assert capsys.readouterr().out.endswith("right.\n")
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("rounds=3", "rounds = 3", "a space beside its '='"),
+        ("seed=7", "seed= 7", "a space beside its '='"),
+        ("rounds=3 ", "rounds=3, ", "between two pairs"),
+        ("'num-server-rounds=3 seed=7'", "\"'num-server-rounds=3 seed=7'\"", "Whose are these?"),
+        ("'num-server-rounds=3 seed=7'", "\"num-server-rounds=3 seed='7'\"", "Is it a number then"),
+        ("'num-server-rounds=3 seed=7'", "num-server-rounds=3 seed=7", "as one word?"),
+        ("seed=7'", "seed=7", "Has every quote its partner?"),
+        ("num-server-rounds", "num_server_rounds", "with hyphens?"),
+        ("seed=7", "seed=7 num-supernodes=20", "for the engine, which for the app?"),
+        ("seed=7'", "' --run-config 'seed=7'", "One word, several pairs?"),
+        ("--stream", "", "Does it follow the log?"),
+        ("fedlib", "../fedlib", "which folder?"),
+    ],
+)
+def test_a_wrong_command_hears_why(
+    old: str, new: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks.command_line(lambda: COMMAND.replace(old, new))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("❌") and words in line

@@ -1,5 +1,6 @@
 """The nodes of notebook 12: right commands that look otherwise, and wrong ones that hear why."""
 
+import math
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -91,6 +92,10 @@ def two_things(commands: Commands, folder: Path, _: Path) -> None:
     put(commands[MISTRUSTFUL], KEY, str(folder / "stranger"))
 
 
+def server_certificate(commands: Commands, folder: Path, _: Path) -> None:
+    put(commands[MISTRUSTFUL], TRUST, make_credentials(folder / "more", 0).certificate)
+
+
 def readable_by_all(commands: Commands, folder: Path, _: Path) -> None:
     (folder / "mine").chmod(0o644)
 
@@ -107,6 +112,7 @@ def ssh_keygen(commands: Commands, folder: Path, _: Path) -> None:
     [
         (lambda c, *_: c.pop(), "expected 4, got 3"),
         (lambda c, *_: c.__setitem__(NODE, " ".join(c[NODE])), "What does subprocess take?"),
+        (server_certificate, "may not sign others"),
         (put_in_all(PORT, int), "is 9096 a text"),
         (lambda c, *_: c[REGISTER].__setitem__(3, c[REGISTER][3][:-4]), "Which half may leave"),
         (lambda c, *_: c[REGISTER].pop(), "register, without the key's file"),
@@ -162,3 +168,53 @@ def test_one_registered_key_for_all_is_not_enough(capsys: pytest.CaptureFixture[
 
     checks.three_nodes(answer)
     assert "where unknown differs from node" in capsys.readouterr().out
+
+
+def test_a_dictionary_of_commands_hears_so(capsys: pytest.CaptureFixture[str]) -> None:
+    checks.three_nodes(lambda *given: dict(zip("abcd", three_nodes(*given), strict=True)))
+    assert "expected 'four lists', got 'dict'" in capsys.readouterr().out
+
+
+def took(trace: Any) -> list[float]:
+    return sorted(m["ended"] - m["sent"] for m in trace)
+
+
+def nth(times: list[float], share: float) -> float:
+    return times[math.ceil(share * len(times)) - 1]
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda t, p: math.ceil(nth(took(t), p)), "right"),
+        (
+            lambda t, p: next(n for n in range(200) if sum(x <= n for x in took(t)) >= p * len(t)),
+            "ri",
+        ),
+        (lambda t, p: math.ceil(nth(sorted(m["began"] - m["sent"] for m in t), p)), "begins?"),
+        (
+            lambda t, p: math.ceil(nth(sorted(m["ended"] - m["began"] for m in t), p)),
+            "clock start?",
+        ),
+        (lambda t, p: nth(took(t), p), "a whole number here?"),
+        (lambda t, p: round(nth(took(t), p)), "rounded off?"),
+        (lambda t, p: int(nth(took(t), p)) + 1, "rounded up, too?"),
+        (lambda t, p: math.ceil(nth([m["ended"] - m["sent"] for m in t], p)), "in the order"),
+        (lambda t, p: math.ceil(took(t)[int(p * len(t))]), "too many?"),
+    ],
+)
+def test_a_time_out_hears_which_slip_it_is(
+    answer: Callable[[Any, float], float], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks.long_enough(answer)
+    assert words in capsys.readouterr().out
+
+
+def test_a_date_without_a_time_zone_hears_of_its_sister(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checks.good_for_host(lambda c, ca, host, now: now.replace(tzinfo=None) <= now)
+    assert "ends in _utc" in capsys.readouterr().out
+    for constant, words in ((True, "What does the host change?"), (False, "list hosts?")):
+        checks.good_for_host(lambda *_, constant=constant: constant)
+        assert words in capsys.readouterr().out

@@ -34,7 +34,7 @@ def main(grid, context):
     while len(nodes := list(grid.get_node_ids())) < context.run_config["min-nodes"]:
         time.sleep(0.1)
     question = ConfigRecord({"warm-above": context.run_config["warm-above"]})
-    messages = [Message(RecordDict({"question": question}), n, "query") for n in nodes]
+    messages = [Message(RecordDict({"question": question}), n, "query", ttl=30) for n in nodes]
     replies = grid.send_and_receive(messages, timeout=30)
     answers = [r.content["answer"]["warm"] for r in replies if not r.has_error()]
     print(f"{sum(answers)} of {len(answers)} nodes are warm")

@@ -33,6 +33,7 @@ TABLES = {  # of pyproject.toml, with the keys that must be there
     "tool.flwr.app.config": ("warm-above", "min-nodes"),
 }
 LIMIT_S = 40  # on the virtual clock: a wait of 30 s, and something for looking
+MANY_LOOKS = 10_000  # for replies: more than one in 5 ms while it waits 30 s
 
 
 @check
@@ -107,6 +108,8 @@ class _Case:
     )
     raising: int = -1  # the node whose handler raises
     silent: int = -1  # the node that never answers
+    slow: int = -1  # the node that answers after SLOW_S
+    more: int = 0  # how many nodes there are beyond min-nodes
     coming: tuple[int, ...] = ()  # how many nodes there are at the first looks
 
     def run(self, folder: Path, components: Mapping[str, str]) -> None:
@@ -115,11 +118,13 @@ class _Case:
         def client_app(message: Message, context: Context) -> Any:
             if context.node_config["partition-id"] == self.raising:
                 raise ValueError("my sensor is broken")
-            return apps["clientapp"](message, context)
+            with redirect_stdout(io.StringIO()):  # what counts is the line of the ServerApp
+                return apps["clientapp"](message, context)
 
         apps, printed = dict[str, Any](), io.StringIO()
-        num_nodes, config = int(self.config["min-nodes"]), UserConfig(self.config)
-        grid = _Coming(client_app, num_nodes, config, self.silent, self.coming)
+        num_nodes, config = int(self.config["min-nodes"]) + self.more, UserConfig(self.config)
+        late = {self.silent: math.inf, self.slow: SLOW_S}
+        grid = _Coming(client_app, num_nodes, config, late, self.coming)
         context = Context(1, 1, {}, RecordDict(), config)
         with grid, _loading(folder):  # so that the app's modules import this clock
             for side, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
@@ -146,17 +151,35 @@ class _Case:
                 if reason and "my sensor" not in reason:
                     hint = f"A node said: {one_line(reason)[-150:]}."
             expect(f"what it prints; {self.question}", got, self.wanted, hint)
+        lines = [line for line in printed.getvalue().splitlines() if line.strip()]
+        hint = "What does it print beside its result?"
+        expect(f"how many lines it prints; {self.question}", len(lines), 1, hint)
         hint = "How long may send_and_receive wait?"
         seconds = "40 s or less" if grid.seconds <= LIMIT_S else f"{grid.seconds:,.0f} s"
         expect(f"how long it waits; {self.question}", seconds, "40 s or less", hint)
+        busy = self.coming and len(set(grid.looked_at)) == 1
+        rests = "no rest" if busy or grid.num_pulls > MANY_LOOKS else "a rest"
+        hint = "What does a loop cost that only looks?"
+        expect("between two looks", rests, "a rest", hint)
+        answers = set[str]()
         for _, message, _ in grid.history:
-            if message.metadata.dst_node_id == SERVER_NODE_ID and message.has_content():
+            if message.metadata.dst_node_id != SERVER_NODE_ID:
+                ttl = "40 s or less" if message.metadata.ttl <= LIMIT_S else "longer"
+                hint = "Which second clock has a message (05)?"
+                expect("a message's time-to-live", ttl, "40 s or less", hint)
+            elif message.has_content():
                 secret = 18 + message.metadata.src_node_id  # node i + 2 holds partition i
                 values = [v for record in message.content.values() for v in record.values()]
                 told = "its temperature" if secret in values else "yes or no"
                 expect("what a node tells the server", told, "yes or no", "Who compares?")
+                reply = {name: dict(record) for name, record in message.content.items()}
+                answers.add(repr(reply))
+        told = "yes or no" if len(answers) <= 2 else f"{len(answers)} different answers"
+        hint = "What is in a reply beside the yes or no?"
+        expect("what the nodes tell the server", told, "yes or no", hint)
 
 
+SLOW_S = 5.0
 _LIMIT = "From where comes the limit that it compares with?"
 _EARLY = "Who was there when it asked? In a simulation, too, the ServerApp is there first."
 _COUNT = "Who is counted behind 'of'?"
@@ -179,7 +202,19 @@ CASES = (
         "2 of 6",
         {f"0 of {n}": _EARLY for n in range(6)},
         {"warm-above": 23.5, "min-nodes": 6},
-        coming=(0, 0, 1, 2, 4),
+        coming=(0, 0, 0, 0, 1, 1, 2, 2, 4),
+    ),
+    _Case(
+        "12 nodes, min-nodes=10",
+        "8 of 12",
+        {"6 of 10": "How many nodes are there, and how many does it ask?"},
+        more=2,
+    ),
+    _Case(
+        f"one of 10 nodes answers after {SLOW_S:g} s",
+        "6 of 10",
+        {"5 of 9": "How long may it wait, and how long is a message valid?"},
+        slow=9,
     ),
     _Case("one of 10 nodes raises an error", "5 of 9", {"5 of 10": _COUNT}, raising=9),
     _Case("one of 10 nodes never answers", "5 of 9", {"5 of 10": _COUNT}, silent=8),
@@ -187,24 +222,33 @@ CASES = (
 
 
 class _Coming(VirtualGrid):
-    """Nodes that are not there yet when the ServerApp begins; one of them may be silent."""
+    """Nodes that are not there yet when the ServerApp begins; one of them may be late or silent."""
 
     def __init__(
         self,
         client_app: Any,
         num_nodes: int,
         config: UserConfig,
-        silent: int,
+        late: Mapping[int, float],
         coming: Sequence[int],
     ) -> None:
         super().__init__(client_app, num_nodes, config, work_s=self._work)
-        self._silent, self._looks = silent + 2, iter(coming)
+        self._late, self._looks = late, iter(coming)
+        self.looked_at, self.num_pulls = list[float](), 0
 
     def _work(self, message: Message) -> float:
-        return math.inf if message.metadata.dst_node_id == self._silent else 0.0
+        return self._late.get(message.metadata.dst_node_id - 2, 0.0)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Count the looks for replies."""
+        self.num_pulls += 1
+        return super().pull_messages(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return those that are there by now."""
+        """Return those that are there by now; who looks and never rests is stopped."""
+        self.looked_at.append(self.seconds)
+        if self.looked_at[-MANY_LOOKS:] == [self.seconds] * MANY_LOOKS:
+            raise TimeoutError(f"it still looks after {MANY_LOOKS:,} looks without a rest")
         return list(self.contexts)[: next(self._looks, len(self.contexts))]
 
 
@@ -264,17 +308,51 @@ def results_folder(answer: Answer) -> None:
 
 @check
 def command_line(answer: Answer) -> None:
-    """A whole command, taken apart as a shell does."""
+    """A whole command, taken apart as a shell does, and its pairs as Flower does."""
     line = answer()
-    words = [line] if line in (None, ...) else shlex.split(line)
-    expect("the first words", words[0] if len(words) < 3 else words[:3], ["flwr", "run", "fedlib"])
+    if line is None or line is ...:
+        raise NotImplementedError
+    expect("what it returns", line, "" if not isinstance(line, str) else line)
+    with on_error(ValueError, "Has every quote its partner?"):
+        words = shlex.split(line)
+    first = [*words[:2], *(word.removeprefix("./").rstrip("/") for word in words[2:3])]
+    hint = "Which program, which command of it, and which folder?"
+    expect("the first words", first, ["flwr", "run", "fedlib"], hint)
     pairs = (word.split("=", 1) if word.startswith("--") else [word] for word in words)
     words = ["--run-config" if word == "-c" else word for pair in pairs for word in pair]
-    behind, hint = dict(itertools.pairwise(words)), "All of its pairs, and as one word?"
-    for option, wanted in (
-        ("--federation-config", ["client-resources-num-cpus=1", "num-supernodes=20"]),
-        ("--run-config", ["num-server-rounds=3", "seed=7"]),
-    ):
-        came = sorted(behind.get(option, "").split())
-        expect(f"the word behind {option}", came, wanted, hint)
+    behind = dict(itertools.pairwise(words))
+    for option, wanted in PAIRS.items():
+        expect(f"how often {option} is there", words.count(option), 1, "One word, several pairs?")
+        expect(f"the word behind {option}", *_pairs(behind.get(option, ""), wanted))
     expect("--stream is in it", "--stream" in words, True, "Does it follow the log?")
+
+
+PAIRS = {
+    "--federation-config": {"client-resources-num-cpus": 1, "num-supernodes": 20},
+    "--run-config": {"num-server-rounds": 3, "seed": 7},
+}
+
+
+def _pairs(word: str, wanted: Mapping[str, int]) -> tuple[str, str, str]:
+    """Return what Flower reads in a word, what it should read, and a question that helps."""
+    right = " ".join(f"{key}={value}" for key, value in wanted.items())
+    found = dict(re.findall(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)", word))
+    if found.get("client-resources-num-cpus") == "1.0":  # the only one that may be a fraction
+        found["client-resources-num-cpus"] = "1"
+    if found == {key: str(value) for key, value in wanted.items()}:
+        return right, right, ""
+    other = {key for pairs in PAIRS.values() for key in pairs} - wanted.keys()
+    hint = "All of its pairs, with the values asked for, and as one word?"
+    if re.search(r"\s=|=\s|=$", word):
+        hint = "What does Flower make of a pair with a space beside its '='?"
+    elif "," in word:
+        hint = "What stands between two pairs?"
+    elif word[:1] in ("'", '"'):
+        hint = "The shell takes off one pair of quotes. Whose are these?"
+    elif any(value[0] in "'\"" for value in found.values()):
+        hint = "The quotes are a part of this value. Is it a number then, or a text?"
+    elif found.keys() & other:
+        hint = "Which of the numbers is for the engine, which for the app?"
+    elif found.keys() - wanted.keys():
+        hint = "What are the keys called, with hyphens?"
+    return word, right, hint

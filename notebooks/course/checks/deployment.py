@@ -1,5 +1,6 @@
 """Notebook 12: certificates, keys and time-outs."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,18 +27,34 @@ from fedlib.credentials import Credentials, make_credentials, new_key, sign
 def long_enough(answer: Answer) -> None:
     """The shortest time-out, in whole seconds, for a share of the answers."""
     for share, took, wanted in (
-        (0.95, [*(n + 0.5 for n in range(19)), 100.5], 19),
-        (0.5, [9.0, 2.0, 3.25, 1.25], 2),
-        (0.6, [9.0, 2.0, 3.25, 1.25], 4),
+        (0.95, [*(2 * n + 0.5 for n in range(19)), 100.5], 37),
+        (0.5, [2.0, 9.0, 1.25, 3.25], 2),
+        (0.6, [2.0, 9.0, 1.25, 3.25], 4),
     ):
-        times = [(100.0 + 7 * n, seconds) for n, seconds in enumerate(took)]
         trace = [
-            {"message_type": "query", "sent": s, "began": s + seconds / 2, "ended": s + seconds}
-            for s, seconds in times
+            {"message_type": "query", "sent": s, "began": s + 0.25 * wait, "ended": s + wait}
+            for s, wait in ((100.0 + 7 * n, seconds) for n, seconds in enumerate(took))
         ]
+        last = math.ceil(share * len(took)) - 1
+        right, unsorted = sorted(took)[last], took[last]
+        more = sorted(took)[min(last + 1, len(took) - 1)]
+        slips = {
+            "Is a node's answer there when its handler begins?": _up(0.25 * right),
+            "Where does the clock start?": _up(0.75 * right),
+            "Must a time-out be a whole number here?": right,
+            "Are so many seconds enough, or is it rounded off?": math.floor(right),
+            "Are the messages in the order of what they took?": _up(unsorted),
+            "Does it count one answer too many?": _up(more),
+            "Does it count one answer too few?": _up(sorted(took)[last - 1]),
+            "How many answers may be late?": _up(max(took)),
+            "Is a whole number rounded up, too?": math.floor(right) + 1,
+        }
         question = f"{share:.0%} of {len(took)} answers that took {sorted(took)[:3]} ... s"
-        hint = "From when to when? Sorted, which answer must still come? To whole seconds, upwards?"
-        expect(question, answer(trace, share), wanted, hint)
+        hint = "Sorted by what they took, which answer must still come?"
+        expect(question, answer(trace, share), wanted, hint, slips)
+
+
+_up = math.ceil
 
 
 @check
@@ -49,17 +66,30 @@ def good_for_host(answer: Answer) -> None:
     stranger = sign(key := new_key(), "their CA", key, "their CA")
     now = datetime.now(UTC)
     for question, authority, host, when, wanted, hint in (
-        ("a name that it lists", ca, "fl.example.org", now, True, "Does its subject list hosts?"),
+        ("a name that it lists", ca, "fl.example.org", now, True, "Where does it list hosts?"),
         ("an address that it lists", ca, "192.0.2.7", now, True, "Names only?"),
-        ("a host that it does not list", ca, "fl2.example.org", now, False, "Which hosts?"),
+        (
+            "a host that it does not list",
+            ca,
+            "fl2.example.org",
+            now,
+            False,
+            "What does the host change?",
+        ),
+        ("a part of a name that it lists", ca, "example.org", now, False, "Is that a host of it?"),
         ("its subject's name", ca, "www.example.org", now, False, "Where do hosts stand?"),
         ("another CA of the same name", fake, "fl.example.org", now, False, "Who signed it?"),
         ("another CA", stranger, "fl.example.org", now, False, "Who signed it?"),
         ("in 400 days", ca, "fl.example.org", now + timedelta(400), False, "Until when?"),
         ("400 days ago", ca, "fl.example.org", now - timedelta(400), False, "From when on?"),
     ):
+        naive = "Its date knows no time zone. Has it a sister whose name ends in _utc?"
         with on_error((InvalidSignature, ValueError), f"That was {question}. True or False?"):
-            got = answer(certificate, authority, host, when)
+            try:
+                got = answer(certificate, authority, host, when)
+            except TypeError as error:
+                with on_error(TypeError, naive if "offset-naive" in str(error) else ""):
+                    raise
         expect(question, got, wanted, hint)
 
 
@@ -76,6 +106,8 @@ def three_nodes(answer: Answer) -> None:
             got = answer(keys, made.ca, host, port, shares)
             if got is None or got is ...:
                 raise NotImplementedError
+            kind = "four lists" if isinstance(got, list | tuple) else type(got).__name__
+            expect("what it returns", kind, "four lists", "In the order of the text?")
             expect("how many commands it returns", len(got), 4, "register and three SuperNodes?")
             wanted = {"--superlink": host, "--port": str(port), "--node-config": shares}
             _look(dict(zip(NAMES, got, strict=True)), wanted, made)
@@ -167,6 +199,9 @@ def _signed(certificate: x509.Certificate, path: str) -> str:
     """Say whether the authority whose certificate is in a file has signed this one."""
     try:
         authority = x509.load_pem_x509_certificate(Path(path).read_bytes())
+        with suppress(x509.ExtensionNotFound):
+            if not authority.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+                return "a certificate that may not sign others"
         certificate.verify_directly_issued_by(authority)
     except OSError:
         return "a file that is not there"
