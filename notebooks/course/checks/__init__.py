@@ -3,7 +3,7 @@
 A check prints one line: ✅ right, ⏳ nothing was filled in yet, or ❌ with the question that was
 put to the answer, what was expected, what came and by how much it is off. The check of a
 notebook's main exercise takes what to use in place of a wrong answer, and returns one of the two:
-``main = checks.one_round(my_main, otherwise=fedlib_main)``.
+``train_round = checks.train_round(my_round, otherwise=ours.train_round)``.
 """
 
 from course.checks.aggregation import aggregate, clip_update, server_step
