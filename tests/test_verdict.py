@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message, RecordDict
 
 from course import WatchedGrid, checks
@@ -127,3 +128,45 @@ def test_a_verdict_passes_through_the_hint_for_errors(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == said
     leaves_its_argument(lambda numbers: numbers[2])
     assert "it raised IndexError: list index out of range. What is" in capsys.readouterr().out
+
+
+@check
+def untouched(answer: Any) -> None:
+    """A large tensor stays as it was."""
+    state = {"w": torch.zeros(5000)}
+    expect("the number of tensors", answer(state, other=torch.zeros(3)), 1)
+
+
+def spoils_a_large_one(state: Any, other: Any) -> int:
+    state["w"][2500] += 1e-9
+    return len(state)
+
+
+def spoils_what_has_a_name(state: Any, other: Any) -> int:
+    other += 1
+    return len(state)
+
+
+@pytest.mark.parametrize("answer", [spoils_a_large_one, spoils_what_has_a_name])
+def test_a_changed_argument_is_noticed_whatever_its_size_and_however_it_is_given(
+    answer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untouched(answer)
+    assert "it changes its argument" in capsys.readouterr().out
+
+
+def leaves(x: int) -> int:
+    raise SystemExit(2)
+
+
+def test_a_check_never_raises_and_never_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    doubled(leaves)
+    assert "it raised SystemExit" in capsys.readouterr().out
+    named(lambda: "x" * 10**6)
+    assert len(capsys.readouterr().out) < 500
+
+
+@check
+def named(answer: Any) -> None:
+    """A name."""
+    expect("a name", answer(), "y")

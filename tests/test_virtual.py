@@ -121,3 +121,36 @@ def test_an_error_in_the_block_gives_the_real_clock_back() -> None:
     with pytest.raises(KeyError), VirtualGrid(sleeper(), 1):
         raise KeyError
     assert time.time is clock
+
+
+def test_entering_twice_is_left_twice() -> None:
+    clock = time.sleep
+    grid = VirtualGrid(sleeper(), 1)
+    with grid:
+        with grid:
+            time.sleep(100)
+        assert time.sleep is not clock
+    assert time.sleep is clock and grid.seconds == 100
+
+
+def test_time_never_runs_backwards() -> None:
+    with VirtualGrid(sleeper(), 1) as grid:
+        time.sleep(10)
+        list(grid.send_and_receive([question(2, 1.0)], timeout=-5.0))
+        assert grid.seconds >= 10
+
+
+def test_replies_that_come_at_once_come_in_the_order_of_their_messages() -> None:
+    with VirtualGrid(sleeper(), 12) as grid:
+        replies = grid.send_and_receive([question(n, 1.0) for n in range(13, 1, -1)], timeout=9)
+    assert [reply.metadata.src_node_id for reply in replies] == [*range(13, 1, -1)]
+
+
+def test_a_reply_is_given_once_and_a_node_that_is_not_there_is_told() -> None:
+    with VirtualGrid(sleeper(), 1) as grid:
+        ids = list(grid.push_messages([question(2, 0.0)]))
+        time.sleep(1)
+        assert len(list(grid.pull_messages(ids * 2))) == 1
+        with pytest.raises(LookupError, match="no node has the id 99"):
+            grid.push_messages([question(2, 0.0), question(99, 0.0)])
+    assert len(grid.history) == 2  # nothing was sent

@@ -164,6 +164,8 @@ def draw(what: WatchedGrid | Iterable[Message], title: str) -> Figure:
                 axes.axhline(y - 0.5, color="#888888", lw=0.8)
                 axes.text(-left, y, f"round {server_round}", va="center", fontsize=8)
         names = [f"node {n}" if len(lanes) <= 9 else f"{n}" for n in lanes]
+        if SERVER_NODE_ID in lanes:  # a note in the SuperLink's own name
+            names[0] = "SuperLink"
         axes.set_xticks([0, *lanes.values()], ["server", *names], fontsize=8)
         axes.set_xlim(-left, right + (1.35 if timed else 0.9) * inch)
         axes.set(ylim=(len(rows) - 0.3, -0.8), yticks=[])

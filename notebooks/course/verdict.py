@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from course.draw import WatchedGrid, draw
 from course.setup import show
@@ -25,6 +26,7 @@ Answer = Any
 """A function that the learner wrote, or a value; ``None`` or ``...`` means: not yet."""
 
 
+LONGEST = 300  # letters of an answer that are shown
 NOT_YET = "Fill in the cell above, run it, then run this one again."
 Grid = TypeVar("Grid", bound=WatchedGrid)
 _watched_grids: list[WatchedGrid] = []
@@ -71,7 +73,7 @@ def check(body: Callable[[Answer], None]) -> Check:
                 )
         except _OffError as off:
             print(f"❌ {title}: {off}")
-        except Exception as error:  # the learner's own code raised
+        except (Exception, SystemExit) as error:  # the learner's own code raised
             print(f"❌ {title}: it raised {type(error).__name__}: {one_line(error)}")
         else:
             print(f"✅ {title}: right.")
@@ -109,10 +111,12 @@ def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:
 
     @functools.wraps(function)
     def watched(*given: Any, **named: Any) -> Answer:
-        before = [_contents(value) for value in given]
+        values = [*given, *named.values()]
+        before = [(_contents(value), _fingerprint(value)) for value in values]
         got = function(*given, **named)
-        for old, value in zip(before, given, strict=True):
-            if (new := _contents(value)) != old:
+        for (old, fingerprint), value in zip(before, values, strict=True):
+            if _fingerprint(value) != fingerprint:
+                new = _contents(value)
                 change = f"{_shortened(old)} to {_shortened(new)}"
                 raise _OffError(f"it changes its argument {change}. The caller still needs it.")
         return got
@@ -123,8 +127,8 @@ def _watched(function: Callable[..., Answer]) -> Callable[..., Answer]:
 def _is_written(function: Any) -> bool:
     """Does a function do anything, and does no line of it say ``...`` any more?"""
     code = getattr(function, "__code__", None)
-    if code is None:
-        return False
+    if code is None:  # a value, or something made with care
+        return callable(function)
     nothing = {"RESUME", "NOP", "POP_TOP", "LOAD_CONST", "RETURN_VALUE", "RETURN_CONST"}
     try:
         lines = [line.strip() for line in inspect.getsource(function).splitlines()]
@@ -138,6 +142,19 @@ def _contents(value: Any) -> str:
     """Say what a container holds; of anything else, such as a context, nothing."""
     is_data = isinstance(value, (dict, list)) or hasattr(value, "dtype")
     return one_line(repr(value)) if is_data else ""
+
+
+def _fingerprint(value: Any) -> Any:
+    """Return what tells two contents apart, to the last bit; of a context and such, nothing."""
+    if isinstance(value, torch.Tensor):
+        return bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, dict):
+        return [(repr(key), _fingerprint(entry) or repr(entry)) for key, entry in value.items()]
+    if isinstance(value, list):
+        return [_fingerprint(entry) or repr(entry) for entry in value]
+    return _contents(value)
 
 
 def expect(
@@ -155,6 +172,7 @@ def expect(
     if got is None or got is ...:
         raise _NotYetError(got)
     got = float(got) if isinstance(got, Fraction) else got
+    got = got.detach() if isinstance(got, torch.Tensor) else got
     for kind, name in ((Mapping, "a dictionary"), (str, "a text"), (Set, "a set")):
         if isinstance(wanted, kind) and not isinstance(got, kind):
             raise _OffError(f"{question}: expected {name}, got {type(got).__name__}.")
@@ -202,7 +220,8 @@ def _difference(got: Any, wanted: Any) -> str:
         parts = ((f"{key}: ", _difference(got[key], wanted[key])) for key in wanted)
         return next((key + text for key, text in parts if text), "")
     if isinstance(wanted, (bool, str, set)) or not _is_numeric(wanted):
-        return "" if got == wanted else f"expected {wanted!r}, got {got!r}"
+        got = got.tolist() if isinstance(got, np.ndarray) else got
+        return "" if got == wanted else f"expected {wanted!r}, got {repr(got)[:LONGEST]}"
     if not _is_numeric(got):
         return f"expected numbers, got {type(got).__name__}"
     a, b = np.asarray(wanted, dtype=float), np.asarray(got, dtype=float)

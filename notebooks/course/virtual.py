@@ -53,7 +53,7 @@ class VirtualGrid(WatchedGrid):
     ) -> None:
         super().__init__(client_app, num_nodes, run_config)
         self.work_s = work_s
-        self._now, self._waits = START, 0
+        self._now, self._waits, self._depth = START, 0, 0
         self._free_at = dict.fromkeys(self.contexts, START)
         self._due: dict[str, tuple[float, Message]] = {}
 
@@ -63,7 +63,10 @@ class VirtualGrid(WatchedGrid):
         return self._now - START
 
     def __enter__(self) -> Self:
-        """Let this thread's ``time`` be the virtual one."""
+        """Let this thread's ``time`` be the virtual one; entering twice does no harm."""
+        self._depth += 1
+        if self._depth > 1:
+            return self
         thread = threading.get_ident()
         self._real: dict[str, Any] = {}
 
@@ -82,11 +85,24 @@ class VirtualGrid(WatchedGrid):
 
     def __exit__(self, *error: object) -> None:
         """Give the real time back."""
+        self._depth -= 1
+        if self._depth:
+            return
         for name, real in self._real.items():
             setattr(time, name, real)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to their nodes; what they reply, and when, is decided here."""
+        """Hand messages to their nodes; what they reply, and when, is decided here.
+
+        Raises:
+            LookupError: There is no such node; nothing was sent.
+        """
+        messages = list(messages)
+        for node_id in (message.metadata.dst_node_id for message in messages):
+            if node_id not in self.contexts:
+                raise LookupError(
+                    f"no node has the id {node_id}: get_node_ids says which there are"
+                )
         ids = list(super().push_messages(messages))
         for message_id in ids:
             message = self._waiting.pop(message_id)
@@ -95,12 +111,13 @@ class VirtualGrid(WatchedGrid):
             starts_at, work_s = max(self._now, self._free_at[node_id]), self.work_s(message)
             if starts_at + work_s < expires_at:
                 server_now, self._now = self._now, starts_at  # the handler's clock is its node's
-                reply = self._run(message)
-                if reply is not None and not _ends_with(
-                    reply, message
-                ):  # a time-to-live of its own
-                    reply.metadata.created_at = self._now
-                done_at, self._now = self._now + work_s, server_now
+                try:
+                    reply = self._run(message)
+                    if reply is not None and not _ends_with(reply, message):  # a ttl of its own
+                        reply.metadata.created_at = self._now
+                    done_at = self._now + work_s
+                finally:
+                    self._now = server_now
                 self._free_at[node_id] = done_at
                 if reply is not None:
                     self._due[message_id] = done_at + WAY_S, reply
@@ -110,8 +127,9 @@ class VirtualGrid(WatchedGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there by now, in the order in which they came."""
-        due = [(*self._due[i], i) for i in message_ids if i in self._due]
-        came = sorted((row for row in due if row[0] <= self._now), key=lambda row: row[0])
+        due = [(*self._due[i], i) for i in dict.fromkeys(message_ids) if i in self._due]
+        due = [row for row in due if row[0] <= self._now]
+        came = sorted(due, key=lambda row: (row[0], int(row[2])))  # ids count up
         replies = []
         for _, reply, message_id in came:
             del self._due[message_id]
@@ -128,7 +146,7 @@ class VirtualGrid(WatchedGrid):
         """Push messages, and wait for their replies until all are there or the time is up."""
         messages = list(messages)
         longest = max((message.metadata.ttl for message in messages), default=0.0)
-        end = self._now + (longest if timeout is None else timeout)
+        end = self._now + max(0.0, longest if timeout is None else timeout)
         waiting, replies = set(self.push_messages(messages)), list[Message]()
         while waiting:
             self._now = min([end, *(self._due[i][0] for i in waiting if i in self._due)])
