@@ -15,7 +15,7 @@ from course import checks, ours
 from course.checks.waiting import WaitingRoom
 from fedlib.messages import QueryReply, QueryRequest, decode, encode
 from fedlib.nodes import sample
-from test_notebooks import NOTEBOOKS, read, solution_code, tagged
+from solutions import changed, solution
 
 Answer = Any
 NAMES = {
@@ -31,11 +31,6 @@ NAMES = {
 }
 
 
-def solution(number: str, exercise: int) -> str:
-    [path] = (path for path in NOTEBOOKS if path.stem.startswith(number))
-    return solution_code(tagged(read(path), "solution")[exercise])
-
-
 ROUND, QUERY = solution("05", 1), solution("07", 3)
 
 
@@ -46,13 +41,6 @@ def verdict(check: Answer, code: str, capsys: pytest.CaptureFixture[str]) -> str
     capsys.readouterr()
     check(function)
     return capsys.readouterr().out.splitlines()[0]
-
-
-def changed(code: str, changes: dict[str, str]) -> str:
-    for old, new in changes.items():
-        assert code.count(old) == 1, f"{old!r} stands {code.count(old)} times in the solution"
-        code = code.replace(old, new)
-    return code
 
 
 LOOP = "while waiting and time.monotonic() < began + timeout_s:"

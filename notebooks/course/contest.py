@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from course.draw import is_reply
 from course.virtual import START, VirtualGrid
 from fedlib import (
     Config,
@@ -117,8 +118,8 @@ class ContestGrid(VirtualGrid):
     @property
     def has_trained(self) -> bool:
         """Has the server taken a trained model, be it usable or not?"""
-        replies = (reply for _, reply, _ in self.history if reply.metadata.reply_to_message_id)
-        return any(r.metadata.message_type == TRAIN and r.has_content() for r in replies)
+        trains = (m for _, m, _ in self.history if m.metadata.message_type == TRAIN)
+        return any(is_reply(message) and message.has_content() for message in trains)
 
     def expect_time(self) -> None:
         """Raise TimeIsUp once the deadline has come."""

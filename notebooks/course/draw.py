@@ -76,9 +76,7 @@ class WatchedGrid(LocalGrid):
         replies = list(super().send_and_receive(messages, timeout=timeout))
         taken = {id(reply) for reply in replies}
         self.history[before:] = [
-            row
-            for row in self.history[before:]
-            if not row[1].metadata.reply_to_message_id or id(row[1]) in taken
+            row for row in self.history[before:] if not is_reply(row[1]) or id(row[1]) in taken
         ]
         return replies
 
@@ -90,15 +88,20 @@ class WatchedGrid(LocalGrid):
         self.history.append((message_id, message, time.monotonic() - self._made_at))
 
 
+def is_reply(message: Message) -> bool:
+    """Does a message go to the server? It does so too where it was never sent, and has no id."""
+    return message.metadata.dst_node_id == SERVER_NODE_ID
+
+
 def arrows_of(history: Iterable[tuple[str, Message, float]]) -> list[Arrow]:
     """Return messages and replies as arrows, in their order."""
     history = list(history)
-    answered = {i for i, message, _ in history if message.metadata.dst_node_id == SERVER_NODE_ID}
+    answered = {i for i, message, _ in history if is_reply(message)}
     found, rounds = list[Arrow](), dict[str, int | None]()
     for message_id, message, at_s in history:
-        metadata, is_reply = message.metadata, message.metadata.dst_node_id == SERVER_NODE_ID
+        metadata, to_server = message.metadata, is_reply(message)
         content = message.content if message.has_content() else RecordDict()
-        if not is_reply:
+        if not to_server:
             config: Mapping[str, Any] = content.get("config", {})
             rounds[message_id] = config.get("server-round")
             trouble = "" if message_id in answered else "no reply"
@@ -107,8 +110,8 @@ def arrows_of(history: Iterable[tuple[str, Message, float]]) -> list[Arrow]:
         found.append(
             Arrow(
                 metadata.message_type,
-                metadata.src_node_id if is_reply else metadata.dst_node_id,
-                is_reply,
+                metadata.src_node_id if to_server else metadata.dst_node_id,
+                to_server,
                 trouble,
                 count_bytes(content),
                 rounds.get(message_id),

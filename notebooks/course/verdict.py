@@ -68,9 +68,8 @@ def check(body: Callable[[Answer], None]) -> Check:
             if missing.args == (None,) and _is_written(answer):
                 print(f"❌ {title}: it returned nothing. Is there a `return`?")
             else:
-                print(
-                    f"⏳ {title}: not yet. Fill in the cell above, run it, then run this one again."
-                )
+                _watched_grids.clear()  # there is no loop yet whose messages could be seen
+                print(f"⏳ {title}: not yet. {NOT_YET}")
         except _OffError as off:
             print(f"❌ {title}: {off}")
         except (Exception, SystemExit) as error:  # the learner's own code raised

@@ -8,10 +8,9 @@ import pytest
 
 from course.checks import show_messages, six_steps
 from course.checks.loop import fedlib_round
-from test_notebooks import FOLDER, read, solution_code, tagged
+from solutions import solution
 
-NOTEBOOK = read(FOLDER / "08-the-round-loop.ipynb")
-SOLUTION = solution_code(tagged(NOTEBOOK, "solution")[1])
+SOLUTION = solution("08", 1)
 PRELUDE = """
 import torch
 from fedlib import *

@@ -21,10 +21,10 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from course.draw import is_reply
 from course.verdict import Answer, check, expect, on_error, watch
 from course.virtual import VirtualGrid
 from fedlib.errors import one_line
-from fedlib.local_grid import SERVER_NODE_ID
 
 TABLES = {  # of pyproject.toml, with the keys that must be there
     "project": ("name", "version", "dependencies"),
@@ -163,7 +163,7 @@ class _Case:
         expect("between two looks", rests, "a rest", hint)
         answers = set[str]()
         for _, message, _ in grid.history:
-            if message.metadata.dst_node_id != SERVER_NODE_ID:
+            if not is_reply(message):
                 ttl = "40 s or less" if message.metadata.ttl <= LIMIT_S else "longer"
                 hint = "Which second clock has a message (05)?"
                 expect("a message's time-to-live", ttl, "40 s or less", hint)

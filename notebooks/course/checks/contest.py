@@ -7,6 +7,7 @@ from flwr.app import Message
 
 from course.checks.toy import toy_app
 from course.contest import ContestGrid, TimeIsUp, Traits, run_main
+from course.draw import is_reply
 from course.verdict import Answer, check, expect, on_error, watch
 from fedlib import CNN, ReplyError, State, state_hash
 from fedlib.messages import TRAIN, TrainReply, TrainRequest, decode
@@ -27,7 +28,7 @@ def contest_main(answer: Answer) -> None:
         grid = ContestGrid(toy_app(FAULTY), NODES, DEADLINE_S)
         model, ended = _played(answer, grid)
         trains = [m for _, m, _ in grid.history if m.metadata.message_type == TRAIN]
-        sent = [message for message in trains if not message.metadata.reply_to_message_id]
+        sent = [message for message in trains if not is_reply(message)]
         if not grid.history and model is None:
             expect(CASE, None, True)  # nothing was done yet
         asked = "nodes" if sent else "nobody"
@@ -75,7 +76,7 @@ def _differ(model: State, message: Message) -> bool:
 
 def _complaint(grid: ContestGrid) -> str:
     """Ask about what a node that has no fault complained of, if one did, or say what came."""
-    replies = [reply for _, reply, _ in grid.history if reply.metadata.reply_to_message_id]
+    replies = [message for _, message, _ in grid.history if is_reply(message)]
     for reply in replies:
         metadata = reply.metadata
         if reply.has_error() and metadata.src_node_id - 2 not in FAULTY:

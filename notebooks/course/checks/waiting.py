@@ -6,6 +6,7 @@ from typing import Any
 from flwr.app import Error, Message
 
 from course.checks.toy import toy_app
+from course.draw import is_reply
 from course.verdict import Answer, expect, on_error, watch
 from course.virtual import VirtualGrid
 from fedlib.local_grid import SERVER_NODE_ID
@@ -83,7 +84,7 @@ class WaitingRoom(VirtualGrid):
             if len(self.history) > before:  # there is something to see
                 watch(self)
         rows = self.history[before:]
-        sent = [row for row in rows if row[1].metadata.dst_node_id != SERVER_NODE_ID]
+        sent = [row for row in rows if not is_reply(row[1])]
         if result is ... or (result is None and not sent):
             expect("what it returns", result, "")  # which says: not yet
         expect("what it returns", str(result) if result is None else "", "", "A `return`?")
