@@ -15,10 +15,10 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.t
 PYTEST := $(BIN)/python -m pytest
 NBMAKE := $(PYTEST) --nbmake --nbmake-timeout=600
 # Those that take longest, or start processes of Flower's own: make test-all executes them.
-SLOW_NOTEBOOKS = $(foreach number,09 11 12 13,$(wildcard notebooks/$(number)-*.ipynb))
+SLOW_NOTEBOOKS = $(foreach number,09 11 12 13 14 15 16 17 18,$(wildcard notebooks/$(number)-*.ipynb))
 QUICK_NOTEBOOKS ?= $(filter-out $(SLOW_NOTEBOOKS),$(wildcard notebooks/[0-9][0-9]-*.ipynb))
 
-.PHONY: help setup setup-dev run stop test test-all check bench bench-scaling lab notebooks address \
+.PHONY: help setup setup-dev run stop test test-all check bench bench-scaling lab lab-results notebooks address \
   book figures clean
 help:
 	@echo "make run      train on $(NODES) simulated nodes (NODES=20, CONFIG=\"num-server-rounds=3\", PROCESSES=2)"
@@ -29,6 +29,7 @@ help:
 	@echo "make book     build the course as a site in .book/html"
 	@echo "make address  write a fork's address (REPOSITORY=https://github.com/you/your-fork) for Colab"
 	@echo "make bench    time a round against a bare loop (10 min)   make bench-scaling  up to 1,000 nodes"
+	@echo "make lab-results   make the labs' saved results again (up to 15 min each; ONLY=masks)"
 	@echo "make figures  draw _static/ again"
 	@echo "make clean    remove .venv and the book (outputs/ stays)"
 
@@ -98,6 +99,10 @@ bench: setup
 
 bench-scaling: setup
 	$(BIN)/python tools/benchmark.py scaling
+
+# One: make lab-results ONLY=one_more_record
+lab-results: setup
+	$(BIN)/python tools/labs.py $(ONLY)
 
 figures: setup
 	$(BIN)/python tools/diagrams.py

@@ -93,10 +93,10 @@ def test_a_missing_unknown_or_other_record_is_refused(kind: Any) -> None:
         assert record in refuse(kind, lambda content, record=record: content.pop(record))
     assert "surplus" in refuse(kind, lambda c: c.update({"surplus": ConfigRecord({"a": 1})}))
     assert "nothing" in refuse(kind, lambda content: content.clear())
-    arrays = {"weight": Array(np.zeros(1, np.float32))}
+    arrays, right = {"weight": Array(np.zeros(1, np.float32))}, messages.encode(MESSAGES[kind])
     for record in WIRE[kind]:
         for other in (ConfigRecord({"a": 1}), MetricRecord({"a": 1}), ArrayRecord(arrays)):
-            if type(other) is not messages.RECORDS[record]:
+            if type(other) is not type(right[record]):
                 text = refuse(kind, lambda c, r=record, o=other: c.update({r: o}))
                 assert text.startswith(f"{record}: expected ")
                 assert text.endswith(f"got {type(other).__name__}")

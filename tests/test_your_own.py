@@ -80,7 +80,7 @@ def test_each_node_reads_its_own_file(changed: Changed) -> None:
     lines = changed(
         DATA,
         "outcome(1)\nfrom fedlib import client_app, open_dataset\n"
-        "node = client_app.Node(Config(), 0, 3, sys.argv[1] + '/node-2.npz')\n"
+        "node = client_app.Node(Config(), 0, 3, None, sys.argv[1] + '/node-2.npz')\n"
         "mine = node.load(open_dataset(sys.argv[1]), 'cpu')\n"
         "print(len(mine.train), len(mine.validation))",
     )

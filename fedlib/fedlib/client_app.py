@@ -34,6 +34,7 @@ class Node:
     config: Config
     partition_id: int
     num_partitions: int
+    state: RecordDict  # what it keeps from one message to the next: Flower's Context.state
 
     def load(self, dataset: Dataset, device: str) -> Partition:
         """Return the node's own part of a data set, on the device that it computes on."""
@@ -185,7 +186,7 @@ def _node(config: Config, context: Context) -> Node:
             f"expected a node config with {' and '.join(wanted)}, got {dict(context.node_config)}; "
             f'start the SuperNode with --node-config "partition-id=0 num-partitions=50"'
         )
-    return Node(config, partition_id, num_partitions)
+    return Node(config, partition_id, num_partitions, context.state)
 
 
 app = make_client_app()

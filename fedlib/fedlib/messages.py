@@ -2,7 +2,7 @@
 
 Each message is one of the dataclasses below. They are the table: a field's metadata names the
 record that carries it; the key is the field's name, spelt with hyphens. ``encode`` and ``decode``
-read the table, and no record key appears anywhere else.
+read the table; no record key appears elsewhere, save those of ``fedlib.algorithms.messages``.
 
     TRAIN           TrainRequest         reply: TrainReply
     QUERY           QueryRequest         reply: QueryReply
@@ -37,8 +37,9 @@ IDENTIFY = f"{QUERY}.{IDENTIFY_ACTION}"
 COUNT, ROUND = {"range": (1, 10**12)}, {"range": (0, 10**12)}  # 0 is before the first
 LOSS_SUM = {"range": (0.0, 1e51)}  # of as many examples, each with the largest loss of float32
 LEARNING_RATE = {"range": (0.0, 10.0)}
-RECORDS = {"model": ArrayRecord, "config": ConfigRecord, "metrics": MetricRecord}
-MODEL, CONFIG, METRICS = {"record": "model"}, {"record": "config"}, {"record": "metrics"}
+MODEL = {"record": "model", "kind": ArrayRecord}
+CONFIG = {"record": "config", "kind": ConfigRecord}
+METRICS = {"record": "metrics", "kind": MetricRecord}
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,12 @@ def encode(message: Any, arrays: ArrayRecord | None = None) -> RecordDict:
     """Return a message as Flower sends it; ``arrays`` is its model, where already serialised."""
     records: dict[str, Any] = {}
     for entry in fields(message):
-        record, value = entry.metadata["record"], getattr(message, entry.name)
-        if record == "model":
-            records[record] = arrays or encode_model(value)
+        record, kind = entry.metadata["record"], entry.metadata["kind"]
+        value = getattr(message, entry.name)
+        if kind is ArrayRecord:
+            records[record] = arrays if arrays and record == "model" else encode_model(value)
         else:
-            records.setdefault(record, RECORDS[record]())[kebab(entry.name)] = value
+            records.setdefault(record, kind())[kebab(entry.name)] = value
     return RecordDict(records)
 
 
@@ -163,17 +165,22 @@ def decode(kind: type[T], content: RecordDict) -> T:
         ReplyError: It is not that message; the text says what was expected and what came.
     """
     table: Any = fields(kind)  # type: ignore[arg-type]
-    keys: dict[str, list[str]] = {}
-    for entry in table:
-        keys.setdefault(entry.metadata["record"], []).append(kebab(entry.name))
-    _expect_names("content: expected the records", content, keys)
-    for name, wanted in keys.items():
-        if type(content[name]) is not RECORDS[name]:
+    kinds = {entry.metadata["record"]: entry.metadata["kind"] for entry in table}
+    _expect_names("content: expected the records", content, kinds)
+    for name, wanted in kinds.items():
+        if type(content[name]) is not wanted:
             came = type(content[name]).__name__
-            raise ReplyError(f"{name}: expected {RECORDS[name].__name__}, got {came}")
-        if name != "model":
-            _expect_names(f"{name}: expected the keys", content[name], wanted)
+            raise ReplyError(f"{name}: expected {wanted.__name__}, got {came}")
+        if wanted is not ArrayRecord:
+            keys = [kebab(entry.name) for entry in table if entry.metadata["record"] == name]
+            _expect_names(f"{name}: expected the keys", content[name], keys)
     return kind(**{entry.name: _decode_field(entry, content) for entry in table})
+
+
+def sent_model(content: RecordDict) -> State | None:
+    """Return the model in a message that we have made ourselves, if it carries one."""
+    arrays: Any = content.get("model")
+    return dict(arrays.to_torch_state_dict()) if arrays else None
 
 
 def count_bytes(content: RecordDict) -> int:
@@ -202,11 +209,11 @@ def _expect_between(name: str, value: float, lowest: float, highest: float) -> N
 def _decode_field(entry: Any, content: RecordDict) -> Any:
     name, kind = entry.metadata["record"], entry.type
     record: Any = content[name]
-    if name == "model":
+    if isinstance(record, ArrayRecord):
         try:
             return dict(record.to_torch_state_dict())
         except Exception as error:  # bytes that are no array, an unknown dtype ...
-            raise ReplyError(f"model: expected readable arrays, got {one_line(error)}") from error
+            raise ReplyError(f"{name}: expected readable arrays, got {one_line(error)}") from error
     value, name = record[kebab(entry.name)], f"{name}: {kebab(entry.name)}"
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         expected = "a finite float" if kind is float else kind.__name__

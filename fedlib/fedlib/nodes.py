@@ -123,7 +123,7 @@ class Nodes:
         if not node_id or _is_note(message, node_id):
             return
         try:
-            self._identities[node_id] = _read(message, messages.IDENTIFY, Stage(), None)
+            self._identities[node_id] = _read(message, messages.Identity, Stage(), None)
         except ReplyError as error:
             self._report(f"{self.name(node_id)}: {_shortened(error)}")
 
@@ -140,6 +140,7 @@ class Nodes:
         content: RecordDict,
         stage: Stage,
         timeout_s: float,
+        kind: type | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Send each node the same content, and yield every usable reply as it arrives.
 
@@ -151,14 +152,12 @@ class Nodes:
         missed without that.
 
         Yields:
-            A node's id and its reply, decoded and checked (``fedlib.messages.REPLIES`` says to
-            what; of a type of your own, the content). A model that comes back has the names,
-            shapes and dtypes of the one that was sent.
+            A node's id and its reply, decoded and checked as a ``kind``, else as
+            ``fedlib.messages.REPLIES`` says; of a type of your own without a kind, the content. A
+            model that comes back has the names, shapes and dtypes of the one that was sent.
         """
         start, num_bytes = time.monotonic(), messages.count_bytes(content)
-        sent = None
-        if message_type == messages.TRAIN:
-            sent = messages.decode(messages.TrainRequest, content).model
+        kind, sent = kind or messages.REPLIES.get(message_type), messages.sent_model(content)
         silent, waiting = set(node_ids), dict[str, int]()
         stage.num_sent += len(node_ids)
         for node_id in node_ids:
@@ -182,7 +181,7 @@ class Nodes:
                     continue
                 silent.discard(asked)
                 try:
-                    reply = _read(message, message_type, stage, sent)
+                    reply = _read(message, kind, stage, sent)
                 except ReplyError as error:
                     stage.num_errors += 1
                     stage.problems.append(f"{self.name(asked)}: {_shortened(error)}")
@@ -225,13 +224,12 @@ def _is_note(message: Message, asked: int) -> bool:
     return message.has_error() and own and message.error.code in EXPIRED
 
 
-def _read(message: Message, message_type: str, stage: Stage, sent: State | None) -> Any:
+def _read(message: Message, kind: type | None, stage: Stage, sent: State | None) -> Any:
     if message.has_error():
         raise ReplyError(message.error.reason or f"error {message.error.code} without a reason")
     stage.bytes_received += messages.count_bytes(message.content)
-    kind = messages.REPLIES.get(message_type)
     reply: Any = messages.decode(kind, message.content) if kind else message.content
-    if sent is not None:
+    if sent is not None and hasattr(reply, "model"):
         check_state(reply.model, sent)
     return reply
 

@@ -340,7 +340,7 @@ def contest_app(config: Config, nodes: Sequence[Traits], share: float) -> Client
         request: Any = decode(kind, message.content)
         model = {key: tensor.float() for key, tensor in request.model.items()}
         message.content = encode(replace(request, model=model))
-        place = node.config, node.partition_id, node.num_partitions
+        place = node.config, node.partition_id, node.num_partitions, node.state
         content = handler(message, ContestNode(*place, share))
         if kind is not TrainRequest:
             return content
