@@ -19,7 +19,7 @@ REPOSITORY = BOOK.parent.parent
 
 STAGED = (
     *("*.md", "*.yaml", "*.txt", "LICENSE", ".github/workflows/*", "_static/*", "docs/*.md"),
-    *("docs/*.py", "_static/diagrams/*.svg"),
+    *("docs/*.py", "_static/diagrams/*.svg", "_static/labs/*.json"),
     *("fedlib/*.md", "fedlib/fedlib/**/*.py", "fedlib/fedlib/**/*.md"),
     *("notebooks/*.md", "notebooks/*.ipynb", "notebooks/course/**/*.py", "tools/*.py"),
 )
