@@ -41,11 +41,12 @@ if "google.colab" in sys.modules:
         raise ColabError(f"{wanted}, got {got}. Double-click the title, write it there") from None
     if util.find_spec("fedlib") is None:
         before = installed()
-        given = {"torch", "torchvision", "numpy", "matplotlib", "psutil"} & before.keys()
+        given = {"torch", "torchvision", "numpy", "scipy", "matplotlib", "psutil"} & before.keys()
         kept = [f"{name}=={before[name]}" for name in given]  # Colab's own, where it has them
         Path("kept.txt").write_text("\n".join(kept), encoding="utf-8")
         pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-        pip += ["-c", "kept.txt", "-e", "../fedlib", "matplotlib", "psutil"]
+        own = ("matplotlib", "psutil", "scipy", "dp-accounting")
+        pip += ["-c", "kept.txt", "-e", "../fedlib", *own]
         done = command(pip, stdout=PIPE, stderr=STDOUT, encoding="utf-8")
         if done.returncode:
             print(done.stdout)

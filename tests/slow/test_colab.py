@@ -28,7 +28,7 @@ import refresh
 REPOSITORY = address.HERE.parent
 NOTEBOOK = address.HERE / "03-messages-and-records.ipynb"
 PYTHON = os.environ.get("COLAB_PYTHON", "")
-KEPT = ("torch", "torchvision", "numpy", "matplotlib", "psutil")
+KEPT = ("torch", "torchvision", "numpy", "scipy", "matplotlib", "psutil")
 IGNORED = shutil.ignore_patterns("outputs", "wandb", "__pycache__", "*.egg-info", ".*")
 
 
