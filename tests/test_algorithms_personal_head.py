@@ -52,7 +52,7 @@ def by_hand(config: Config, dataset: Dataset, state: Any, partition_id: int, hea
         own.train,
         epochs=1,
         batch_size=32,
-        learning_rate=config.learning_rate_at(min(server_round, config.num_server_rounds)),
+        learning_rate=0.02 if head else config.learning_rate_at(1),
         momentum=0.9,
         generator=torch_generator(config.seed, server_round, partition_id, Stream.TRAIN),
     )
@@ -115,7 +115,7 @@ def test_tuning_trains_the_head_alone_and_keeps_nothing(
 ) -> None:
     grid = grid_of(small_config)
     model = initial_model(small_dataset, small_config.seed)
-    found = ask_to_evaluate(grid, small_config, model, EVALUATE_TUNED, range(NUM_NODES))
+    found = ask_to_evaluate(grid, small_config, model, EVALUATE_TUNED, range(NUM_NODES), 0.02)
     for partition_id, accuracy in enumerate(found):
         tuned, wanted = by_hand(small_config, small_dataset, model, partition_id, head=True)
         assert accuracy == pytest.approx(wanted)

@@ -60,6 +60,7 @@ ARMS: dict[str, How] = {
 FEEDBACK, HEADS = "top 10 %, feedback", "personal head"
 ARMS[HEADS] = PERSONAL
 LOSING = ", nodes replaced"  # at the end of an arm's name
+TUNED = {"tuned slowly": NUM_ROUNDS, "tuned fast": 1}  # with the learning rate of which round
 Case = tuple[float, str, int]  # alpha, arm and seed
 
 
@@ -133,18 +134,18 @@ def ask_to_evaluate(
     model: State,
     message_type: str,
     partitions: Collection[int] = range(NUM_NODES),
+    learning_rate: float = 0.0,
 ) -> list[float]:
     """Return nodes' accuracies in percent, each on its own validation split, by partition.
 
-    Nodes that tune a head train as in the round after the last.
+    Nodes that tune a head train as in the round after the last, with this learning rate.
     """
     nodes, stage, server_round = Nodes(grid), Stage(), config.num_server_rounds + 1
     online = nodes.roll_call(config.roll_call_timeout, wait_for_all=True)
     asked = [node_id for node_id in online if nodes.partitions[node_id] in partitions]
     request: Any = EvaluateRequest(model, server_round, config.dataset)
     if message_type == EVALUATE_TUNED:
-        rate = config.learning_rate_at(config.num_server_rounds)
-        request = TrainRequest(model, server_round, config.dataset, rate)
+        request = TrainRequest(model, server_round, config.dataset, learning_rate)
     content = encode(request)
     replies = nodes.ask(message_type, asked, content, stage, TIMEOUT_S, kind=EvaluateReply)
     by_node = {node_id: 100 * reply.accuracy for node_id, reply in replies}
@@ -194,8 +195,11 @@ def run_case(case: Case) -> dict[str, Any]:
         found["accuracy"] = by_round
     if how == TRAIN:
         found["nodes"] = ask_to_evaluate(grid, config, model, EVALUATE)
-        found["tuned"] = ask_to_evaluate(grid, config, model, EVALUATE_TUNED)
-    rounded = ("nodes", "tuned")
+        for name, server_round in TUNED.items():
+            rate = config.learning_rate_at(server_round)
+            own = ask_to_evaluate(grid, config, model, EVALUATE_TUNED, learning_rate=rate)
+            found[name] = own
+    rounded = ("nodes", *TUNED)
     return {k: [round(x, 1) for x in v] if k in rounded else v for k, v in found.items()}
 
 
