@@ -273,7 +273,7 @@ def test_the_saved_results_have_every_arm_with_every_seed() -> None:
 
 
 def test_a_case_computed_anew_equals_the_saved_one() -> None:
-    """Its first three rounds: a whole case takes half a minute."""
+    """Its first two rounds, which are quick."""
     config = send_less.settings(1.0, 1)
     dataset = send_less.open_dataset(config.dataset)
     found = []
