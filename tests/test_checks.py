@@ -159,6 +159,11 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         lambda model, replies: (model, ["node"] * sum(1 for _ in replies)),
         "That is the old model",
     ),
+    "compress": (  # test_main_17 has more of these
+        lambda update, memory, share: (np.argsort(update)[-2:], update[-2:], update),
+        "Magnitude counts.",
+    ),
+    "cheapest_bytes": (lambda number, k: 8 * k, "What do marks cost?"),
     "clip_update": (
         lambda old, state, limit: {k: old[k] + (state[k] - old[k]).clamp(max=limit) for k in old},
         "all tensors",

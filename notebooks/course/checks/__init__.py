@@ -16,6 +16,7 @@ from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
+from course.checks.send_less import cheapest_bytes, compress
 from course.checks.tracking import paired_difference, price_of_a_target
 from course.checks.training import convolution_parameters, local_training, mean_of_batches
 from course.verdict import show_messages
@@ -23,8 +24,10 @@ from course.verdict import show_messages
 __all__ = [
     "aggregate",
     "answered_in_time",
+    "cheapest_bytes",
     "clip_update",
     "command_line",
+    "compress",
     "contest_main",
     "convolution_parameters",
     "cosine_rate",
