@@ -85,12 +85,11 @@ def handle_masked(message: Message, node: Node, mask: Mask = masks.mask) -> Reco
     """Train as ever, and reply with the update as integers under a mask: once a round.
 
     Raises:
-        ReplyError: The participants' keys cannot be those of an honest round.
+        ReplyError: There was a mask in this round, or the participants' keys cannot be those of an
+            honest round.
     """
     request, own_id = messages.decode(MaskedRequest, message.content), message.metadata.dst_node_id
     secret = _secret(node, request.server_round, "private-key")
-    if "seeds" in secret:
-        raise ReplyError(f"masked: round {request.server_round} was answered; a mask serves once")
     private_key: Any = secret["private-key"]
     seeds = pair_seeds(own_id, private_key, request.keys, request.server_round)
     point = FixedPoint(request.bits, request.bound, request.max_examples, len(seeds) + 1)
@@ -141,7 +140,10 @@ def fewest_left(num_nodes: int) -> int:
 def _secret(node: Node, server_round: int, key: str) -> ConfigRecord:
     secret = node.state.config_records.get(SECRET)
     if secret is None or secret["round"] != server_round or key not in secret:
-        reasons = {"private-key": "no key was made or it was used", "seeds": "no mask to take off"}
+        reasons = {
+            "private-key": "there is no key, or it has made its mask; a mask serves once",
+            "seeds": "there is no mask, or it was taken off",
+        }
         raise ReplyError(f"round {server_round}: {reasons[key]}")
     return secret
 
