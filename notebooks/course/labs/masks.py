@@ -163,14 +163,14 @@ def float_round(
     return fedavg.result(), largest
 
 
-def run(case: Case) -> dict[str, Any]:
-    """Run eight rounds; return the accuracy (percent) after each, and the last model's hash."""
+def run(case: Case, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Run the rounds, or the first of them; return each accuracy (percent), and the last hash."""
     config = configured(case.seed)
     dataset, state = open_dataset(config.dataset), first_model(config)
     nodes = Nodes(LocalGrid(make_app(config, case.arm), NUM_NODES))
     online = nodes.roll_call(TIMEOUT_S)
     accuracies, largest, lost = list[float](), 0.0, 0
-    for server_round in range(1, ROUNDS + 1):
+    for server_round in range(1, rounds + 1):
         sampled = sample(online, config, server_round)
         absent = whose_turn(sampled, server_round)
         if case.arm in ("float", "left out"):
