@@ -19,6 +19,7 @@ import refresh
 from course import checks, deployment
 from course.thermometer import thermometer
 from fedlib import CNN
+from fedlib.algorithms.masks import keystream
 from test_notebooks import NOTEBOOKS, read, solution_code, tagged
 
 Answer = Any
@@ -200,6 +201,11 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     ),
     "good_for_host": (trust_anybody, "❌"),
     "three_nodes": (nobody_is_refused, "where unknown differs from node"),
+    "pair_masks": (
+        lambda own_id, seeds, length: sum(keystream(seed, length) for seed in seeds.values()),
+        "Both nodes of the pair add",
+    ),
+    "take_masks_off": (lambda total, revealed: total, "Whose masks are still in it?"),
 }
 
 

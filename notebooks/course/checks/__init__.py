@@ -13,6 +13,7 @@ from course.checks.contest import contest_main
 from course.checks.data import answered_in_time, effective_classes, images_needed, megabytes, shards
 from course.checks.deployment import good_for_host, long_enough, three_nodes
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
+from course.checks.masks import pair_masks, take_masks_off
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
@@ -46,6 +47,7 @@ __all__ = [
     "momentum_step",
     "node_generator",
     "own_app",
+    "pair_masks",
     "paired_difference",
     "price_of_a_target",
     "query_stage",
@@ -57,6 +59,7 @@ __all__ = [
     "shards",
     "show_messages",
     "six_steps",
+    "take_masks_off",
     "three_nodes",
     "train_round",
     "volunteers",
