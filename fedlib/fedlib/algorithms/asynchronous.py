@@ -1,4 +1,5 @@
-"""Asynchronous federated learning: no rounds; each reply changes the model and is followed by a push.
+"""Asynchronous learning: no rounds; each reply changes the model, and a push follows it.
+
 
 The rules are plain functions of tensors: ``rule(current, sent, trained)`` returns what is current
 next. ``run_async`` is the loop around them, on Flower's ``push_messages`` and ``pull_messages``.
@@ -22,7 +23,7 @@ from fedlib.messages import TRAIN, TrainReply, TrainRequest, decode, encode
 from fedlib.model import State, check_state
 from fedlib.randomness import SERVER, Stream, numpy_generator
 
-REST_S = 0.05
+REST_S = 0.1  # between two looks for replies
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from course.checks.data import answered_in_time, effective_classes, images_neede
 from course.checks.deployment import good_for_host, long_enough, three_nodes
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
+from course.checks.no_more_rounds import async_loop
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
 from course.checks.tracking import paired_difference, price_of_a_target
@@ -23,6 +24,7 @@ from course.verdict import show_messages
 __all__ = [
     "aggregate",
     "answered_in_time",
+    "async_loop",
     "clip_update",
     "command_line",
     "contest_main",
