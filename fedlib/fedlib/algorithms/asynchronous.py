@@ -1,6 +1,5 @@
 """Asynchronous learning: no rounds; each reply changes the model, and a push follows it.
 
-
 The rules are plain functions of tensors: ``rule(current, sent, trained)`` returns what is current
 next. ``run_async`` is the loop around them, on Flower's ``push_messages`` and ``pull_messages``.
 

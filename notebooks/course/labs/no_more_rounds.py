@@ -29,7 +29,7 @@ from fedlib import (
     open_dataset,
     torch_generator,
 )
-from fedlib.algorithms.asynchronous import FedAsync, FedBuff, Rule, Versioned, run_async
+from fedlib.algorithms.asynchronous import FedAsync, FedBuff, Rule, Versioned, discount, run_async
 from fedlib.messages import TRAIN, TrainRequest, encode
 from fedlib.nodes import sample
 from fedlib.training import single_thread
@@ -184,16 +184,23 @@ def accuracies(case: Case, watch: Watch) -> list[float]:
 
 
 def trainings(grid: VirtualGrid) -> list[dict[str, Any]]:
-    """Return who was asked to train when, and when the server had the reply, if it ever had."""
+    """Return who was asked to train when, and when the server had the reply, if it ever had.
+
+    ``staleness`` is how many other replies came in between, which is what FedAsync counts.
+    """
     found: dict[str, dict[str, Any]] = {}
+    replies = 0
     for message_id, message, at_s in grid.history:
         if message.metadata.message_type != TRAIN:
             continue
         if is_reply(message):
-            found[message_id]["end"] = round(at_s, 1)
+            row = found[message_id]
+            row["end"], row["staleness"] = round(at_s, 1), replies - row["staleness"]
+            replies += 1
         else:
             node = message.metadata.dst_node_id - 2
-            found[message_id] = {"node": node, "start": round(at_s, 1), "end": None}
+            row = {"node": node, "start": round(at_s, 1), "end": None, "staleness": replies}
+            found[message_id] = row
     return list(found.values())
 
 
@@ -219,13 +226,36 @@ def by_speed(row: dict[str, Any]) -> tuple[int, int]:
 def replies_by_speed(rows: Sequence[dict[str, Any]]) -> list[int]:
     """Return how many replies came from nodes of each speed, the fastest first."""
     speeds = [speed(row["node"]) for row in rows if row["end"] is not None]
-    return np.bincount(speeds, minlength=11)[1:].tolist()
+    return [int(number) for number in np.bincount(speeds, minlength=11)[1:]]
+
+
+def weight_by_speed(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the sum of the discounts for staleness, of the replies of each speed."""
+    came = [row for row in rows if row["end"] is not None]
+    weights = [discount(row["staleness"]) for row in came]
+    sums = np.bincount([speed(row["node"]) for row in came], weights, minlength=11)[1:]
+    return [round(float(number), 2) for number in sums]
 
 
 def seconds_to(target: float, percents: Sequence[float]) -> float | None:
     """Return the first of two evaluations in a row that reach an accuracy; None if none do."""
     pairs = enumerate(pairwise(percents))
     return next((EVERY_S * n for n, pair in pairs if min(pair) >= target), None)
+
+
+def best_in_trial(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the setting of each arm with the highest accuracy, over a trial's whole length."""
+    scores = dict[tuple[str, float], list[float]]()
+    for row in rows:
+        scores.setdefault((row["arm"], row["setting"]), []).append(mean_accuracy(row))
+    means = {key: float(np.mean(values)) for key, values in scores.items()}
+    arms = dict.fromkeys(arm for arm, _ in means)
+    return {a: max((m, x) for (arm, x), m in means.items() if arm == a)[1] for a in arms}
+
+
+def mean_accuracy(row: dict[str, Any]) -> float:
+    """Return the mean over a run's evaluations, without the one before any training."""
+    return float(np.mean(row["accuracy"][1:]))
 
 
 def play(case: Case) -> dict[str, Any]:
@@ -240,6 +270,7 @@ def play(case: Case) -> dict[str, Any]:
         "accuracy": accuracies(case, watch),
         "pushed": len(rows),
         "by_speed": replies_by_speed(rows),
+        "weight_by_speed": weight_by_speed(rows),
         "first": [row for row in rows if row["start"] < 150] if case.seed == SEEDS[0] else [],
     }
 
