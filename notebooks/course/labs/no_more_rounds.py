@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from matplotlib.axes import Axes
 
 from course.draw import is_reply
 from course.labs import SEEDS, accuracy, run_all, small_dataset
-from course.plots import WAITING, Span
+from course.plots import CENTRAL, FEDERATED, WAITING, Span
 from course.virtual import VirtualGrid
 from fedlib import (
     SERVER,
@@ -38,6 +39,7 @@ NUM_NODES, IN_FLIGHT = 50, 10
 ALPHA = 0.1  # of the Dirichlet distribution
 SECONDS, TRIAL_S, EVERY_S = 800, 400, 40  # virtual: of a run, of a trial, between evaluations
 UNIT_S, AWAY_S, PATIENCE_S = 3.0, 60.0, 45.0
+LOOK_S = 0.6  # a place is empty for so long between two looks, at most
 TARGET = 55.0  # percent
 TUNING_SEEDS = (6, 7)
 
@@ -58,7 +60,8 @@ class Case:
 
 
 ENOUGH = {"FedAvg": IN_FLIGHT, "first 7": 7}  # the replies that a round waits for
-GRID = dict.fromkeys(("FedAvg", "first 7", "FedAsync", "FedBuff"), (0.15, 0.3, 0.6, 1.0))
+SETTINGS = (0.15, 0.3, 0.6, 1.0)  # each arm's, in the trial
+GRID = dict.fromkeys(("FedAvg", "first 7", "FedAsync", "FedBuff"), SETTINGS)
 CHOSEN = {"FedAvg": 0.3, "first 7": 0.3, "FedAsync": 0.3, "FedBuff": 0.3}  # by the trial
 
 
@@ -204,23 +207,39 @@ def trainings(grid: VirtualGrid) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def spans(rows: Sequence[dict[str, Any]], until_s: float) -> list[Span]:
-    """Return the bars of a timeline, the fastest nodes at the top."""
-    order = sorted((row for row in rows if row["start"] < until_s), key=by_speed)
-    return [
-        Span(
-            f"node {row['node'] + 2}",
-            row["start"],
-            min(until_s, row["end"] or row["start"] + PATIENCE_S),
-            WAITING if row["end"] is None else "TRAIN",
-        )
-        for row in order
-    ]
+def places(rows: Sequence[dict[str, Any]], until_s: float) -> list[Span]:
+    """Return the bars of a timeline with a lane for each place: the server fills as many.
+
+    A place is taken from the push to the reply, or for as long as the server waits for one.
+    """
+    free_at, found = [0.0] * IN_FLIGHT, list[tuple[int, Span]]()
+    for row in rows:
+        place = min(range(IN_FLIGHT), key=free_at.__getitem__)
+        start, lane = row["start"], f"place {place + 1}"
+        if start >= until_s:
+            break
+        if start > free_at[place] + LOOK_S:
+            found.append((place, Span(lane, free_at[place], start, WAITING)))
+        lost = row["end"] is None
+        free_at[place] = start + PATIENCE_S if lost else row["end"]
+        kind = "no reply" if lost else "TRAIN"
+        found.append((place, Span(lane, start, min(until_s, free_at[place]), kind)))
+    for place, moment in enumerate(free_at):
+        if moment < until_s:
+            found.append((place, Span(f"place {place + 1}", moment, until_s, WAITING)))
+    kinds = ("TRAIN", "no reply", WAITING)
+    return [s for _, s in sorted(found, key=lambda row: (row[0], kinds.index(row[1].kind)))]
 
 
-def by_speed(row: dict[str, Any]) -> tuple[int, int]:
-    """Return the key that sorts nodes by their speed."""
-    return speed(row["node"]), row["node"]
+def draw_places(axes: Axes, rows: Sequence[dict[str, Any]], until_s: float, title: str) -> None:
+    """Draw these bars into axes: blue is training, red a place that waits for no reply."""
+    looks = {"TRAIN": (CENTRAL, 0.75), "no reply": (FEDERATED, 0.75), WAITING: ("#bbbbbb", 0.2)}
+    for span in places(rows, until_s):
+        colour, height = looks[span.kind]
+        lane, width = int(span.lane.split()[1]), span.end - span.start
+        axes.barh(lane, width, height, span.start, color=colour, edgecolor="white", lw=0.6)
+    axes.set(title=title, xlim=(0, until_s), xlabel="seconds", yticks=[1, 5, 10], ylabel="place")
+    axes.invert_yaxis()
 
 
 def replies_by_speed(rows: Sequence[dict[str, Any]]) -> list[int]:
