@@ -15,6 +15,7 @@ from course import labs
 from course.checks.toy import toy_app
 from course.draw import is_reply
 from course.labs import no_more_rounds as lab
+from course.plots import WAITING
 from course.virtual import VirtualGrid
 from fedlib import Config, ConfigError, FedAvg, State, make_client_app, state_hash
 from fedlib.algorithms.asynchronous import (
@@ -286,3 +287,38 @@ def test_nodes_of_the_lab_are_away_every_other_minute() -> None:
     grid = lab.Federation(make_client_app(CONFIG))
     assert [lab.speed(node) for node in (0, 9, 10, 49)] == [1, 10, 1, 10]
     assert grid.seconds == 0
+
+
+def test_a_place_is_taken_until_the_reply_or_until_the_server_gives_up() -> None:
+    rows = [
+        {"node": 0, "start": 0.0, "end": 3.0},
+        {"node": 1, "start": 0.0, "end": None},
+        *({"node": n, "start": 0.0, "end": 60.0} for n in range(2, 10)),
+        {"node": 12, "start": 10.0, "end": 20.0},
+    ]
+    spans = [span for span in lab.places(rows, 50.0) if span.lane in ("place 1", "place 2")]
+    found = [(span.lane, span.kind, span.start, span.end) for span in spans]
+    assert found == [
+        ("place 1", "TRAIN", 0.0, 3.0),
+        ("place 1", "TRAIN", 10.0, 20.0),
+        ("place 1", WAITING, 3.0, 10.0),
+        ("place 1", WAITING, 20.0, 50.0),
+        ("place 2", "no reply", 0.0, 45.0),
+        ("place 2", WAITING, 45.0, 50.0),
+    ]
+
+
+def test_staleness_counts_the_replies_in_between() -> None:
+    grid = lab.Federation(toy_app())
+    first = Versioned(MODEL)
+    seen = list[int]()
+
+    def noted(current: Versioned, sent: Versioned, trained: State) -> Versioned:
+        seen.append(current.version - sent.version)
+        return FedAsync()(current, sent, trained)
+
+    with grid:
+        run_async(grid, sorted(grid.contexts), first.model, noted, CONFIG, seconds=60.0)
+    rows = [row for row in lab.trainings(grid) if row["end"] is not None]
+    assert sorted(row["staleness"] for row in rows) == sorted(seen)
+    assert sum(lab.weight_by_speed(rows)) == pytest.approx(sum(map(discount, seen)), abs=0.1)

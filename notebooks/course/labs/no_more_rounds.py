@@ -37,7 +37,7 @@ from fedlib.training import single_thread
 
 NUM_NODES, IN_FLIGHT = 50, 10
 ALPHA = 0.1  # of the Dirichlet distribution
-SECONDS, TRIAL_S, EVERY_S = 800, 400, 40  # virtual: of a run, of a trial, between evaluations
+SECONDS, TRIAL_S, EVERY_S = 600, 400, 40  # virtual: of a run, of a trial, between evaluations
 UNIT_S, AWAY_S, PATIENCE_S = 3.0, 60.0, 45.0
 LOOK_S = 0.6  # a place is empty for so long between two looks, at most
 TARGET = 55.0  # percent
