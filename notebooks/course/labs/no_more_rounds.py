@@ -37,7 +37,7 @@ from fedlib.training import single_thread
 
 NUM_NODES, IN_FLIGHT = 50, 10
 ALPHA = 0.1  # of the Dirichlet distribution
-SECONDS, TRIAL_S, EVERY_S = 600, 400, 40  # virtual: of a run, of a trial, between evaluations
+SECONDS, TRIAL_S, EVERY_S = 480, 320, 40  # virtual: of a run, of a trial, between evaluations
 UNIT_S, AWAY_S, PATIENCE_S = 3.0, 60.0, 45.0
 LOOK_S = 0.6  # a place is empty for so long between two looks, at most
 TARGET = 55.0  # percent
@@ -60,9 +60,9 @@ class Case:
 
 
 ENOUGH = {"FedAvg": IN_FLIGHT, "first 7": 7}  # the replies that a round waits for
-SETTINGS = (0.15, 0.3, 0.6, 1.0)  # each arm's, in the trial
+SETTINGS = (0.25, 0.5, 1.0)  # each arm's, in the trial
 GRID = dict.fromkeys(("FedAvg", "first 7", "FedAsync", "FedBuff"), SETTINGS)
-CHOSEN = {"FedAvg": 0.3, "first 7": 0.3, "FedAsync": 0.3, "FedBuff": 0.3}  # by the trial
+CHOSEN = {"FedAvg": 0.25, "first 7": 0.5, "FedAsync": 0.25, "FedBuff": 0.5}  # by the trial
 
 
 def speed(partition_id: int) -> int:
@@ -232,12 +232,14 @@ def places(rows: Sequence[dict[str, Any]], until_s: float) -> list[Span]:
 
 
 def draw_places(axes: Axes, rows: Sequence[dict[str, Any]], until_s: float, title: str) -> None:
-    """Draw these bars into axes: blue is training, red a place that waits for no reply."""
-    looks = {"TRAIN": (CENTRAL, 0.75), "no reply": (FEDERATED, 0.75), WAITING: ("#bbbbbb", 0.2)}
+    """Draw these bars into axes: blue trains, hatched red never replies, thin grey waits."""
+    looks = {"TRAIN": (CENTRAL, ""), "no reply": (FEDERATED, "//"), WAITING: ("#bbbbbb", "")}
     for span in places(rows, until_s):
-        colour, height = looks[span.kind]
+        (colour, hatch), height = looks[span.kind], 0.2 if span.kind == WAITING else 0.75
         lane, width = int(span.lane.split()[1]), span.end - span.start
-        axes.barh(lane, width, height, span.start, color=colour, edgecolor="white", lw=0.6)
+        axes.barh(
+            lane, width, height, span.start, color=colour, hatch=hatch, edgecolor="white", lw=0.6
+        )
     axes.set(title=title, xlim=(0, until_s), xlabel="seconds", yticks=[1, 5, 10], ylabel="place")
     axes.invert_yaxis()
 
