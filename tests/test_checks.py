@@ -123,6 +123,7 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         "given order",
     ),
     "effective_classes": (np.count_nonzero, "rare classes"),
+    "async_loop": (lambda grid, nodes, model, *_, **__: (model, []), "how many are pushed at once"),
     "images_needed": (lambda p, margin: p * (1 - p) / margin**2, "Two errors"),
     "contest_main": (
         lambda grid, hand_in: hand_in(CNN(torch.Generator()).state_dict()),
