@@ -85,8 +85,8 @@ def rebuild(
     shape: tuple[int, int],
     split: Split,
     generator: torch.Generator,
-    steps: int = 800,
-    smoothness: float = 0.01,
+    steps: int = 600,
+    smoothness: float = 0.03,
     rate: float = 0.1,
 ) -> Tensor:
     """Search images whose gradient points where a given one points.
@@ -97,7 +97,7 @@ def rebuild(
         labels: What the images show, (N,).
         shape: Height and width of an image.
         split: Says how grey images are normalised.
-        generator: Draws the images that the search begins with.
+        generator: Draws the images that the search begins with: nearly black ones.
         steps: Steps of Adam, on the gradient's sign.
         smoothness: Weight of the total variation, which keeps neighbouring pixels alike.
         rate: The first step's length; it falls to nearly nothing along a half cosine.
@@ -106,7 +106,7 @@ def rebuild(
         Images as a model takes them, (N, 1, H, W), with pixels from black to white.
     """
     black, white = ((value - split.mean[0]) / split.std[0] for value in (0, 1))
-    start = torch.randn((len(labels), 1, *shape), generator=generator)
+    start = black + 0.1 * torch.randn((len(labels), 1, *shape), generator=generator)
     images = start.clamp(black, white).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, rate / 50)
