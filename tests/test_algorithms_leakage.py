@@ -7,8 +7,18 @@ import pytest
 import torch
 
 from fedlib import CNN, Dataset, load_test
-from fedlib.algorithms.leakage import cosine, fit_scale, gradient, label_mixture, only_label, psnr
-from fedlib.algorithms.leakage import rebuild, step_weight, total_differences, total_variation
+from fedlib.algorithms.leakage import (
+    cosine,
+    fit_scale,
+    gradient,
+    label_mixture,
+    only_label,
+    psnr,
+    rebuild,
+    step_weight,
+    total_differences,
+    total_variation,
+)
 from fedlib.training import single_thread
 
 

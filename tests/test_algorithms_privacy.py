@@ -17,12 +17,30 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from scipy.stats import norm
 
 from apps import NUM_NODES, make_config
-from fedlib import ConfigError, LocalGrid, ReplyError, enter_local_run, make_client_app, messages
-from fedlib import state_hash
+from fedlib import (
+    ConfigError,
+    LocalGrid,
+    ReplyError,
+    enter_local_run,
+    make_client_app,
+    messages,
+    state_hash,
+)
 from fedlib.algorithms.messages import TRAIN_PRIVATE, PrivateReply, PrivateRequest
-from fedlib.algorithms.privacy import Privacy, add_noise, clip_update, difference, epsilon
-from fedlib.algorithms.privacy import epsilon_of_replies, handle_private_train, noise_generator
-from fedlib.algorithms.privacy import poisson_sample, private_mean, run_private, update_norm
+from fedlib.algorithms.privacy import (
+    Privacy,
+    add_noise,
+    clip_update,
+    difference,
+    epsilon,
+    epsilon_of_replies,
+    handle_private_train,
+    noise_generator,
+    poisson_sample,
+    private_mean,
+    run_private,
+    update_norm,
+)
 from fedlib.client_app import answer
 from fedlib.config import Config
 from fedlib.model import CNN, State

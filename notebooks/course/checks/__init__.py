@@ -18,7 +18,7 @@ from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
 from course.checks.tracking import paired_difference, price_of_a_target
 from course.checks.training import convolution_parameters, local_training, mean_of_batches
-from course.checks.what_one_reply_says import only_label, private_mean
+from course.checks.what_one_reply_says import private_mean
 from course.verdict import show_messages
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "message_to_train",
     "momentum_step",
     "node_generator",
-    "only_label",
     "own_app",
     "paired_difference",
     "price_of_a_target",

@@ -1,4 +1,4 @@
-"""Notebook 16: the private mean of updates, and a label from the sign of a gradient."""
+"""Notebook 16: the private mean of updates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,19 +79,6 @@ def private_mean(answer: Answer) -> None:
     got = state_hash({k: torch.as_tensor(x) for k, x in came.items()})
     hint = "Close, but not to the bit. Is something small added to a norm, or another dtype used?"
     expect("the hash of that mean", got, state_hash(wanted), hint)
-
-
-@check
-def only_label(answer: Answer) -> None:
-    """The label of a batch of one, from the gradient of the last layer's bias."""
-    cases = (
-        ([0.1, 0.2, -0.7, 0.4], 2, {"Is that the largest entry?": 3}),
-        ([-0.9, 0.5, 0.2, 0.2], 0, {"Is that the largest entry?": 1}),
-    )
-    for values, wanted, slips in cases:
-        came = answer(torch.tensor(values))
-        hint = "What is softmax less 1, and what is softmax less 0?"
-        expect(f"gradient {values}, label", came, wanted, hint, slips)
 
 
 def _generator() -> torch.Generator:

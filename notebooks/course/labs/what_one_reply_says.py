@@ -15,14 +15,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from course.labs import SEEDS, accuracy, run_all, small_dataset
-from fedlib import Config, LocalGrid, Split, State, clone_state, load_partition, load_test
-from fedlib import make_client_app, make_model, open_dataset, torch_generator, train
-from fedlib.algorithms.leakage import Floats, fit_scale, label_mixture, only_label, psnr, rebuild
-from fedlib.algorithms.leakage import step_weight, total_variation
+from fedlib import (
+    Config,
+    LocalGrid,
+    Split,
+    State,
+    clone_state,
+    load_partition,
+    load_test,
+    make_client_app,
+    make_model,
+    open_dataset,
+    torch_generator,
+    train,
+)
+from fedlib.algorithms.leakage import (
+    Floats,
+    fit_scale,
+    label_mixture,
+    only_label,
+    psnr,
+    rebuild,
+    step_weight,
+    total_variation,
+)
 from fedlib.algorithms.messages import PRIVATE_ACTION
-from fedlib.algorithms.privacy import Privacy, add_noise, clip_update, difference, epsilon
-from fedlib.algorithms.privacy import epsilon_of_replies, handle_private_train, noise_generator
-from fedlib.algorithms.privacy import private_mean, run_private
+from fedlib.algorithms.privacy import (
+    Privacy,
+    add_noise,
+    clip_update,
+    difference,
+    epsilon,
+    epsilon_of_replies,
+    handle_private_train,
+    noise_generator,
+    private_mean,
+    run_private,
+)
 from fedlib.client_app import answer
 from fedlib.randomness import SERVER, Stream
 from fedlib.training import single_thread
@@ -49,6 +78,7 @@ IMAGE_ARMS = {
     "noise": (1, 1, 0.1),
 }
 """Images in the batch, epochs over it, and the noise multiplier (with the clip, where not 0)."""
+SINGLE_IMAGES = 3  # of each seed, one after the other, in the arms with a batch of one
 DRAWN = (1, 2, 3)  # seeds of which pictures are kept
 
 
@@ -237,14 +267,17 @@ def images_of(seed: int) -> Split:
     return Split(pixels[chosen], labels[chosen], splits[0].mean, splits[0].std)
 
 
-def attack(seed: int, batch: int, epochs: int = 1, noise: float = 0.0) -> tuple[Tensor, Split]:
+def attack(
+    seed: int, batch: int, epochs: int = 1, noise: float = 0.0, first: int = 0
+) -> tuple[Tensor, Split]:
     """Rebuild a batch from the update of a node that trained on it; return pixels, and the truth.
 
     The node has no other images and does not augment them. The server knows the labels, of one
-    image from the update's sign.
+    image from the update's sign. ``first`` is the batch's first of the seed's eight images.
     """
     eight, state = images_of(seed), first_model(seed)
-    truth = Split(eight.images[:batch], eight.labels[:batch], eight.mean, eight.std)
+    chosen = slice(first, first + batch)
+    truth = Split(eight.images[chosen], eight.labels[chosen], eight.mean, eight.std)
     options = {"batch_size": batch, "augmentation": False}
     update: State = trained_update(state, truth, torch.Generator(), epochs, **options)
     if noise:
@@ -257,7 +290,7 @@ def attack(seed: int, batch: int, epochs: int = 1, noise: float = 0.0) -> tuple[
     model.load_state_dict(dict(state))
     with single_thread():
         height, width = truth.images.shape[1:]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(1000 * first + seed)
         found = rebuild(model, target, labels, (height, width), truth, generator)
     return found[:, 0] * truth.std[0] + truth.mean[0], truth
 
@@ -276,16 +309,19 @@ def quality(pixels: Tensor, truth: Split) -> float:
 
 def _image_case(case: tuple[int, str]) -> dict[str, Any]:
     seed, arm = case
-    pixels, truth = attack(seed, *IMAGE_ARMS[arm])
-    guess = class_means(truth.labels)
-    kept = {"rebuilt": pixels[0]}
+    batch, epochs, noise = IMAGE_ARMS[arm]
+    firsts = range(SINGLE_IMAGES if batch == 1 else 1)  # single images differ, so take some
+    attacks = [attack(seed, batch, epochs, noise, first) for first in firsts]
+    means = [class_means(truth.labels) for _, truth in attacks]
+    kept = {"rebuilt": attacks[0][0][0]}
     if arm == "batch 1":
-        kept |= {"truth": truth.images[0] / 255, "guess": guess[0]}
+        kept |= {"truth": attacks[0][1].images[0] / 255, "guess": means[0][0]}
+    pairs = zip(means, attacks, strict=True)
     return {
         "seed": seed,
         "arm": arm,
-        "psnr": round(quality(pixels, truth), 3),
-        "guess": round(quality(guess, truth), 3),
+        "psnr": [round(quality(pixels, truth), 3) for pixels, truth in attacks],
+        "guess": [round(quality(guess, truth), 3) for guess, (_, truth) in pairs],
         "pictures": {k: pack(v) for k, v in kept.items()} if seed in DRAWN else {},
     }
 
@@ -342,6 +378,8 @@ def accuracies() -> dict[str, list[float]]:
     runs = [(name, (where, seed, clip, z)) for name, where, clip, z in arms for seed in SEEDS]
     runs += [(f"choose {clip:g}", ("server", s, clip, 0.3)) for clip in CLIPS for s in CHOOSING]
     found: dict[str, list[float]] = {}
-    for (name, _), value in zip(runs, run_all(_accuracy_case, [run for _, run in runs]), strict=True):
+    for (name, _), value in zip(
+        runs, run_all(_accuracy_case, [run for _, run in runs]), strict=True
+    ):
         found.setdefault(name, []).append(value)
     return found
