@@ -195,6 +195,12 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
     ),
     "good_for_host": (trust_anybody, "❌"),
     "three_nodes": (nobody_is_refused, "where unknown differs from node"),
+    "private_mean": (
+        lambda updates, private, _: {
+            k: sum(u[k] for u in updates) / private.expected for k in updates[0]
+        },
+        "Was the first update clipped?",
+    ),
 }
 
 

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
 from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.plots import CENTRAL, FEDERATED, NEUTRAL, STYLE
 from fedlib import (
     Config,
     LocalGrid,
@@ -352,6 +356,60 @@ def epsilons() -> dict[str, Any]:
         "published": [round(epsilon(z, PROBABILITY, NUM_ROUNDS, DELTA), 2) for z in NOISES],
         "one reply": [round(epsilon_of_replies(reply_noise(z), 1, DELTA), 1) for z in NOISES],
     }
+
+
+# --- the picture at the end
+
+
+def closing_picture(saved: dict[str, Any]) -> Figure:
+    """Draw a node's true and recovered labels at three noise levels, and accuracy over epsilon."""
+    with plt.rc_context(STYLE | {"axes.titlesize": 10, "legend.fontsize": 8}):
+        figure = plt.figure(figsize=(8.4, 6))
+        places = figure.add_gridspec(2, 3, height_ratios=[1, 1.6])
+        _draw_labels([figure.add_subplot(places[0, i]) for i in range(3)], saved["labels"][0])
+        _draw_accuracies(figure.add_subplot(places[1, :]), saved)
+    return figure
+
+
+def _draw_labels(panels: Sequence[Axes], found: dict[str, Any]) -> None:
+    bars, places = found["node 0"], np.arange(10)
+    for axes, z in zip(panels, (0.0, NOISES[0], NOISES[2]), strict=True):
+        looks: dict[str, Any] = {"color": FEDERATED, "hatch": "//", "edgecolor": "white"}
+        axes.bar(places - 0.2, bars["truth"], 0.4, color=CENTRAL, label="true")
+        axes.bar(places + 0.2, bars[f"noise {z:g}"], 0.4, **looks, label="recovered")
+        axes.set(title=f"Clip, z = {z:g}", xlabel="label", xticks=places, ylim=(0, 0.62))
+    panels[0].set_ylabel("share of node 0's images")
+    panels[0].legend(loc="upper left", ncols=2, columnspacing=1)
+
+
+def _draw_accuracies(axes: Axes, saved: dict[str, Any]) -> None:
+    looks = (
+        ("server", "published", "o", CENTRAL, "published models; the server adds the noise"),
+        ("nodes", "one reply", "s", FEDERATED, "one reply; the nodes add the same noise together"),
+    )
+    for where, key, mark, colour, label in looks:
+        runs = [saved["accuracy"].get(f"{where} {z:g}") for z in NOISES]
+        points = list(zip(saved["epsilon"][key], NOISES, runs, strict=True))
+        points = [(value, z, found) for value, z, found in points if found]
+        for value, z, found in points:
+            axes.plot([value] * len(found), found, mark, color=colour, alpha=0.4, ms=4, mew=0)
+            text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
+            axes.annotate(f"z = {z:g}", (value, min(found)), (0, -13), **text)
+        means = [float(np.mean(found)) for *_, found in points]
+        axes.plot([value for value, *_ in points], means, "-", color=colour, label=label)
+    for name, line in (("no clip", ":"), ("clip", "--")):
+        mean = float(np.mean(saved["accuracy"][name]))
+        axes.axhline(
+            mean, color=NEUTRAL, ls=line, lw=1, label=f"{name}, no noise: epsilon infinite"
+        )
+    low = min(min(found) for found in saved["accuracy"].values())
+    axes.set(xscale="log", ylim=(low - 8, None), ylabel="accuracy (%)")
+    axes.set_xlabel(f"epsilon (log); delta {DELTA:g}; unit of privacy: one node with all its data")
+    axes.set_title("Accuracy after 10 rounds, 50 nodes: five seeds, lines through their means")
+    axes.legend(loc="lower right")
+
+
+# --- the experiment
 
 
 def experiment() -> dict[str, Any]:
