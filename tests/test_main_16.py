@@ -73,10 +73,7 @@ WRONG: dict[str, tuple[list[tuple[str, str]], str]] = {
         "begin anew.",
     ),
     "backwards": ([(ITEMS, "reversed(short[0].items())")], "In which order"),
-    "a little added to the norm": (
-        [(FACTOR, "factor = min(1.0, clip / (norm + 1e-6))")],
-        "Close, but not to the bit.",
-    ),
+    "another dtype": ([(MEAN, f"({MEAN}).double()")], "or another dtype used?"),
     "in place": (
         [(SHORT, "[{k: x.mul_(0.5) for k, x in u.items()} for u in updates]")],
         "it changes its argument",

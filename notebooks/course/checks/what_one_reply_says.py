@@ -82,7 +82,7 @@ def private_mean(answer: Answer) -> None:
 
 def _expect_bits(question: str, came: State, wanted: State) -> None:
     got = state_hash({k: torch.as_tensor(x) for k, x in came.items()})
-    hint = "Close, but not to the bit. Is something small added to a norm, or another dtype used?"
+    hint = "Close, but not to the bit. Is something added to a norm, or another dtype used?"
     expect(question, got, state_hash(wanted), hint)
 
 
