@@ -377,8 +377,9 @@ def _draw_labels(panels: Sequence[Axes], found: dict[str, Any]) -> None:
         looks: dict[str, Any] = {"color": FEDERATED, "hatch": "//", "edgecolor": "white"}
         axes.bar(places - 0.2, bars["truth"], 0.4, color=CENTRAL, label="true")
         axes.bar(places + 0.2, bars[f"noise {z:g}"], 0.4, **looks, label="recovered")
-        axes.set(title=f"Clip, z = {z:g}", xlabel="label", xticks=places, ylim=(0, 0.62))
-    panels[0].set_ylabel("share of node 0's images")
+        title = f"Node 0, clip, {f'z = {z:g}' if z else 'no noise'}"
+        axes.set(title=title, xlabel="label", xticks=places, ylim=(0, 0.4))
+    panels[0].set_ylabel("share of its images")
     panels[0].legend(loc="upper left", ncols=2, columnspacing=1)
 
 
@@ -393,8 +394,10 @@ def _draw_accuracies(axes: Axes, saved: dict[str, Any]) -> None:
         points = [(value, z, found) for value, z, found in points if found]
         for value, z, found in points:
             axes.plot([value] * len(found), found, mark, color=colour, alpha=0.4, ms=4, mew=0)
-            text = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
-            axes.annotate(f"z = {z:g}", (value, min(found)), (0, -13), **text)
+            text: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+            text |= {"fontsize": 8, "color": colour}
+            place, shift = (min(found), -13) if where == "server" else (max(found), 6)
+            axes.annotate(f"z = {z:g}", (value, place), (0, shift), **text)
         means = [float(np.mean(found)) for *_, found in points]
         axes.plot([value for value, *_ in points], means, "-", color=colour, label=label)
     for name, line in (("no clip", ":"), ("clip", "--")):
