@@ -207,6 +207,12 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         "Both nodes of the pair add",
     ),
     "take_masks_off": (lambda total, revealed: total, "Whose masks are still in it?"),
+    "private_mean": (
+        lambda updates, private, _: {
+            k: sum(u[k] for u in updates) / private.expected for k in updates[0]
+        },
+        "Was the first update clipped?",
+    ),
 }
 
 
