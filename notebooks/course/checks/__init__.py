@@ -14,6 +14,7 @@ from course.checks.data import answered_in_time, effective_classes, images_neede
 from course.checks.deployment import good_for_host, long_enough, three_nodes
 from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six_steps
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
+from course.checks.one_more_record import scaffold_round
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
 from course.checks.tracking import paired_difference, price_of_a_target
@@ -50,6 +51,7 @@ __all__ = [
     "remember_lowest",
     "reply_to_train",
     "results_folder",
+    "scaffold_round",
     "server_step",
     "shards",
     "show_messages",

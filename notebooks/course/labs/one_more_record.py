@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -126,6 +127,11 @@ def first_model(config: Config) -> State:
     return clone_state(make_model(open_dataset(config.dataset), generator))
 
 
+def first_control(config: Config) -> State:
+    """Return the control variate from which server and nodes start: zeros."""
+    return zero_control(make_model(open_dataset(config.dataset), torch.Generator()))
+
+
 @cache
 def total_examples(config: Config, num_nodes: int) -> int:
     """Return on how many examples all nodes train: in a deployment, each would say it once."""
@@ -166,25 +172,30 @@ def averaging(
         yield model, num_bytes
 
 
+def scaffold_round(
+    nodes: Nodes, config: Config, model: State, control: State, server_round: int
+) -> tuple[tuple[State, State], int]:
+    """Run a round of SCAFFOLD: the next model and control variate, and the bytes it took."""
+    stage, mean = Stage(), ScaffoldMean(model, control)
+    dataset, rate = open_dataset(config.dataset).name, config.learning_rate_at(server_round)
+    content = encode(ScaffoldRequest(model, server_round, dataset, rate, control))
+    sampled = sample(nodes.roll_call(config.roll_call_timeout, True), config, server_round)
+    wait_s, total = config.reply_timeout, total_examples(config, nodes.num_partitions)
+    for node_id, reply in nodes.ask(SCAFFOLD, sampled, content, stage, wait_s, ScaffoldReply):
+        try:
+            mean.add(reply, reply.num_examples)
+        except ReplyError as error:
+            stage.problems.append(f"{nodes.name(node_id)}: {error}")
+    return mean.result(total), stage.bytes_sent + stage.bytes_received
+
+
 def scaffold(grid: Grid, config: Config) -> Iterator[tuple[State, int]]:
     """Run SCAFFOLD; yield models and bytes by round."""
     model, nodes = first_model(config), Nodes(grid)
-    dataset = open_dataset(config.dataset)
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    control: State = zero_control(make_model(dataset, generator))
+    control = first_control(config)
     for server_round in range(1, config.num_server_rounds + 1):
-        stage, mean = Stage(), ScaffoldMean(model, control)
-        rate = config.learning_rate_at(server_round)
-        content = encode(ScaffoldRequest(model, server_round, dataset.name, rate, control))
-        online, wait_s = nodes.roll_call(config.roll_call_timeout, True), config.reply_timeout
-        sampled = sample(online, config, server_round)
-        for node_id, reply in nodes.ask(SCAFFOLD, sampled, content, stage, wait_s, ScaffoldReply):
-            try:
-                mean.add(reply, reply.num_examples)
-            except ReplyError as error:
-                stage.problems.append(f"{nodes.name(node_id)}: {error}")
-        model, control = mean.result(total_examples(config, nodes.num_partitions))
-        yield model, stage.bytes_sent + stage.bytes_received
+        (model, control), num_bytes = scaffold_round(nodes, config, model, control, server_round)
+        yield model, num_bytes
 
 
 def with_flowers_own(strategy: Strategy, config: Config, num_nodes: int) -> list[State]:
@@ -256,8 +267,16 @@ def rounds_of(arm: str, settings: dict[str, float]) -> Callable[..., Iterator[tu
     return partial(averaging, step=steps[arm](**settings)) if arm in steps else averaging
 
 
-def run_case(case: Case, num_rounds: int | None = None) -> dict[str, list[float]]:
-    """Run one case; return accuracies (percent) and megabytes so far, where it was evaluated."""
+def run_case(
+    case: Case, num_rounds: int | None = None, local_round: LocalRound = local_round
+) -> dict[str, list[float]]:
+    """Run one case; return accuracies (percent) and megabytes so far, where it was evaluated.
+
+    Args:
+        case: Which one.
+        num_rounds: After how many rounds it ends; all of them if not given.
+        local_round: What a node of SCAFFOLD does.
+    """
     config = make_config(case.alpha, case.epochs, case.seed)
     dataset, grid = open_dataset(config.dataset), LocalGrid(make_app(config), NUM_NODES)
     accuracies, megabytes, total = list[float](), list[float](), 0
