@@ -13,15 +13,14 @@ from course.labs.one_more_record import (
     averaging,
     first_model,
     make_app,
+    num_examples,
     scaffold,
-    total_examples,
 )
 from fedlib import (
     Config,
     FedlibError,
     LocalGrid,
     ReplyError,
-    load_partition,
     make_model,
     open_dataset,
     state_hash,
@@ -138,15 +137,13 @@ def test_the_servers_control_variate_is_the_mean_of_the_nodes_own(config: Config
     push = grid.push_messages
     grid.push_messages = lambda m: push(sent.extend(m := list(m)) or m)  # type: ignore
     zeros = zero_control(make_model(open_dataset(config.dataset), torch.Generator()))
-    total, mean = total_examples(config, 4), {name: zeros[name].double() for name in zeros}
+    total, mean = sum(num_examples(config, 4)), {name: zeros[name].double() for name in zeros}
     rounds = scaffold(grid, config)
     next(rounds), next(rounds)
     replies = {n: context.state for n, context in grid.contexts.items()}
     assert any(OWN_CONTROL in state for state in replies.values())
-    dataset = open_dataset(config.dataset)
     for node_id, state in replies.items():
-        who = 4, config.dirichlet_alpha, config.seed, node_id - 2
-        n = len(load_partition(dataset, *who).train)
+        n = num_examples(config, 4)[node_id - 2]
         own = load_own_control(state, zeros)
         mean = {name: mean[name] + n / total * own[name].double() for name in mean}
     next(rounds)

@@ -133,11 +133,11 @@ def first_control(config: Config) -> State:
 
 
 @cache
-def total_examples(config: Config, num_nodes: int) -> int:
-    """Return on how many examples all nodes train: in a deployment, each would say it once."""
+def num_examples(config: Config, num_nodes: int) -> tuple[int, ...]:
+    """Return on how many examples each partition trains: in a deployment, nodes would say it."""
     who = num_nodes, config.dirichlet_alpha, config.seed
     dataset = open_dataset(config.dataset)
-    return sum(len(load_partition(dataset, *who, i).train) for i in range(num_nodes))
+    return tuple(len(load_partition(dataset, *who, i).train) for i in range(num_nodes))
 
 
 def averaging_round(
@@ -180,7 +180,7 @@ def scaffold_round(
     dataset, rate = open_dataset(config.dataset).name, config.learning_rate_at(server_round)
     content = encode(ScaffoldRequest(model, server_round, dataset, rate, control))
     sampled = sample(nodes.roll_call(config.roll_call_timeout, True), config, server_round)
-    wait_s, total = config.reply_timeout, total_examples(config, nodes.num_partitions)
+    wait_s, total = config.reply_timeout, sum(num_examples(config, nodes.num_partitions))
     for node_id, reply in nodes.ask(SCAFFOLD, sampled, content, stage, wait_s, ScaffoldReply):
         try:
             mean.add(reply, reply.num_examples)
