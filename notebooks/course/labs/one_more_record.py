@@ -77,7 +77,7 @@ GRID: dict[str, tuple[dict[str, float], ...]] = {
     "FedAdam": ({"learning_rate": 0.003}, {"learning_rate": 0.01}, {"learning_rate": 0.03}),
     "SCAFFOLD": ({},),
 }
-CHOSEN = {"FedAvg": 0, "FedProx": 1, "FedAvgM": 1, "FedAdam": 1, "SCAFFOLD": 0}
+CHOSEN = {"FedAvg": 0, "FedProx": 0, "FedAvgM": 1, "FedAdam": 2, "SCAFFOLD": 0}
 """What ``tune`` chose of it."""
 FLOWER_KEYS: dict[str, Any] = {"arrayrecord_key": "model", "fraction_evaluate": 0.0}
 """For Flower's strategies, which call the model's record ``arrays`` unless told otherwise."""
