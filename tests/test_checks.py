@@ -186,6 +186,10 @@ WRONG: dict[str, tuple[Answer, str]] = {  # by the check: an answer, and a part 
         lambda server, model, server_round: model,
         "expected '(dict, Round)', got 'dict'",
     ),
+    "scaffold_round": (  # more in test_main_13
+        lambda model, train, control, own, *_: train() or own,
+        "Were the gradients corrected?",
+    ),
     "price_of_a_target": (price_of_the_last_round_alone, "off by up to 3"),
     "own_app": (app_that_asks_at_once, "Who was there when it asked?"),
     "paired_difference": (

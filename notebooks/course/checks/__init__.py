@@ -16,6 +16,7 @@ from course.checks.loop import cosine_rate, flattering_nodes, momentum_step, six
 from course.checks.masks import pair_masks, take_masks_off
 from course.checks.messages import label_histogram, message_to_train, record_bytes, reply_to_train
 from course.checks.no_more_rounds import async_loop
+from course.checks.one_more_record import scaffold_round
 from course.checks.one_round import ideal_round, train_round
 from course.checks.query import query_stage, volunteers, yes_rate
 from course.checks.send_less import cheapest_bytes, compress
@@ -24,4 +25,4 @@ from course.checks.training import convolution_parameters, local_training, mean_
 from course.checks.what_one_reply_says import private_mean
 from course.verdict import show_messages
 
-__all__ = ["aggregate", "answered_in_time", "async_loop", "cheapest_bytes", "clip_update", "command_line", "compress", "contest_main", "convolution_parameters", "cosine_rate", "effective_classes", "flattering_nodes", "good_for_host", "handle_train", "ideal_round", "images_needed", "label_histogram", "local_training", "long_enough", "mean_of_batches", "megabytes", "message_to_train", "momentum_step", "node_generator", "own_app", "pair_masks", "paired_difference", "price_of_a_target", "private_mean", "query_stage", "record_bytes", "remember_lowest", "reply_to_train", "results_folder", "server_step", "shards", "show_messages", "six_steps", "take_masks_off", "three_nodes", "train_round", "volunteers", "yes_rate",]
+__all__ = ["aggregate", "answered_in_time", "async_loop", "cheapest_bytes", "clip_update", "command_line", "compress", "contest_main", "convolution_parameters", "cosine_rate", "effective_classes", "flattering_nodes", "good_for_host", "handle_train", "ideal_round", "images_needed", "label_histogram", "local_training", "long_enough", "mean_of_batches", "megabytes", "message_to_train", "momentum_step", "node_generator", "own_app", "pair_masks", "paired_difference", "price_of_a_target", "private_mean", "query_stage", "record_bytes", "remember_lowest", "reply_to_train", "results_folder", "scaffold_round", "server_step", "shards", "show_messages", "six_steps", "take_masks_off", "three_nodes", "train_round", "volunteers", "yes_rate",]
