@@ -13,13 +13,11 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedlib import messages
 from fedlib.algorithms.compression import Scheme, Vector, compress, flatten, pack, sizes
+from fedlib.algorithms.local_training import prepare
 from fedlib.algorithms.messages import CompressedReply, CompressedRequest
-from fedlib.algorithms.node_training import train_on_own_data
-from fedlib.client_app import Node, load_model
-from fedlib.data import open_dataset
+from fedlib.client_app import Node
 from fedlib.errors import ReplyError
 from fedlib.model import clone_state
-from fedlib.training import pick_device
 
 RESIDUAL = "residual"  # where a node's state holds what it has not sent yet
 ROUNDING = 17  # of the generator that rounds: a stream of its own, beside those of fedlib.Stream
@@ -38,10 +36,9 @@ def handle_compressed(message: Message, node: Node) -> RecordDict:
     """
     request = messages.decode(CompressedRequest, message.content)
     scheme = Scheme(request.share, request.bits, request.feedback)
-    dataset, device = open_dataset(request.dataset), pick_device()
-    model = load_model(dataset, request.model)
-    num_examples, loss = train_on_own_data(model, node, request, dataset, device)
-    vector = flatten(clone_state(model)) - flatten(request.model)
+    training = prepare(request, node)
+    loss = training.start()
+    vector = flatten(clone_state(training.model)) - flatten(request.model)
     if not np.isfinite(vector).all():
         raise ReplyError("update: expected finite values, got NaN; lower the learning rate")
     if scheme.feedback:
@@ -53,7 +50,7 @@ def handle_compressed(message: Message, node: Node) -> RecordDict:
         rng = rounding_generator(node.config.seed, request.server_round, node.partition_id)
         arrays = pack(vector, scheme, sizes(request.model), rng)
     update = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return messages.encode(CompressedReply(update, num_examples, loss.sum, loss.weight))
+    return messages.encode(CompressedReply(update, training.num_examples, loss.sum, loss.weight))
 
 
 def read_residual(state: RecordDict, number: int) -> Vector:

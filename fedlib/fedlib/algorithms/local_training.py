@@ -1,4 +1,4 @@
-"""The node's step of every algorithm here: FedAvg's training, with other gradients.
+"""The node's step of every algorithm here: FedAvg's training, perhaps with other gradients.
 
 ``fedlib.train`` stays as it is. PyTorch lets anybody change a parameter's gradient on its way from
 ``backward`` to the optimizer, and that is all that FedProx and SCAFFOLD ask for.
@@ -56,15 +56,17 @@ class LocalTraining:
     start: Callable[[], Weighted]  # trains the model, and returns the loss (nats)
 
 
-def prepare(request: TrainRequest, node: Node) -> LocalTraining:
-    """Load the node's data and the model; see ``fedlib.client_app.handle_train``.
+def prepare(request: TrainRequest, node: Node, model: nn.Module | None = None) -> LocalTraining:
+    """Load the node's data and the request's model, unless another model is given.
+
+    See ``fedlib.client_app.handle_train``. A parameter that asks for no gradient stays as it is.
 
     Raises:
         FedlibError: The data set cannot be opened, or the model is not of its kind.
     """
     config, dataset, device = node.config, open_dataset(request.dataset), pick_device()
     split = node.load(dataset, device).train
-    model = load_model(dataset, request.model).to(device)
+    model = (model or load_model(dataset, request.model)).to(device)
 
     def start() -> Weighted:
         who = config.seed, request.server_round, node.partition_id

@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from torch import nn
 
 from fedlib import messages
-from fedlib.algorithms.node_training import train_on_own_data
+from fedlib.algorithms.local_training import prepare
 from fedlib.client_app import Node, load_model
 from fedlib.data import Dataset, open_dataset
 from fedlib.errors import ReplyError
@@ -49,13 +49,15 @@ def initial_model(dataset: Dataset, seed: int) -> dict[str, torch.Tensor]:
 def handle_train_personal(message: Message, node: Node) -> RecordDict:
     """Train the global body with the node's own head; keep the head and send the body back."""
     request = messages.decode(TrainRequest, message.content)
-    dataset, device = open_dataset(request.dataset), pick_device()
+    dataset = open_dataset(request.dataset)
     model = own_model(dataset, request.model, node)
-    num_examples, loss = train_on_own_data(model, node, request, dataset, device)
+    training = prepare(request, node, model)
+    loss = training.start()
     body, head = split_model(clone_state(model))
     check_state(head, split_model(model.state_dict())[1])  # a head that diverged is not kept
     node.state[HEAD] = messages.encode_model(head)
-    return messages.encode(TrainReply(body, num_examples, loss.sum, loss.weight))
+    reply = TrainReply(body, training.num_examples, loss.sum, loss.weight)
+    return messages.encode(reply)
 
 
 def handle_evaluate_personal(message: Message, node: Node) -> RecordDict:
@@ -72,11 +74,11 @@ def handle_evaluate_tuned(message: Message, node: Node) -> RecordDict:
     the message, with the body as it came.
     """
     request = messages.decode(TrainRequest, message.content)
-    dataset, device = open_dataset(request.dataset), pick_device()
+    dataset = open_dataset(request.dataset)
     model = load_model(dataset, request.model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(_is_head(name))
-    train_on_own_data(model, node, request, dataset, device)
+    prepare(request, node, model).start()
     return _evaluated(model, dataset, node)
 
 

@@ -23,8 +23,9 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedlib import messages
+from fedlib.algorithms.local_training import prepare
 from fedlib.algorithms.messages import TRAIN_PRIVATE, PrivateReply, PrivateRequest
-from fedlib.client_app import Node, load_model
+from fedlib.client_app import Node
 from fedlib.config import Config
 from fedlib.data import open_dataset
 from fedlib.errors import ConfigError, FedlibError, ReplyError
@@ -32,7 +33,6 @@ from fedlib.model import State, clone_state, make_model
 from fedlib.nodes import Nodes
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
 from fedlib.run_directory import Stage
-from fedlib.training import pick_device, single_thread, train
 
 NOISE_STREAM = 16  # besides those of fedlib.randomness.Stream
 DISCRETIZATION = 1e-3  # of the privacy loss, in the accountant: coarser is faster and never too low
@@ -118,24 +118,12 @@ def poisson_sample(nodes: Sequence[int], config: Config, server_round: int) -> l
 def handle_private_train(message: Message, node: Node) -> RecordDict:
     """Train as for TRAIN; reply with the model plus the clipped update, noised if so told."""
     request = messages.decode(PrivateRequest, message.content)
-    config, dataset, device = node.config, open_dataset(request.dataset), pick_device()
-    partition, model = node.load(dataset, device), load_model(dataset, request.model)
-    who = (config.seed, request.server_round, node.partition_id)
-    with single_thread():
-        train(
-            model,
-            partition.train,
-            epochs=config.local_epochs,
-            batch_size=config.batch_size,
-            learning_rate=request.learning_rate,
-            momentum=config.momentum,
-            generator=torch_generator(*who, Stream.TRAIN),
-            augmentation=config.augmentation,
-            device=device,
-        )
-    update = clip_update(difference(clone_state(model), request.model), request.clip)
+    training = prepare(request, node)
+    training.start()
+    update = clip_update(difference(clone_state(training.model), request.model), request.clip)
     if request.noise_multiplier:
         std = request.noise_multiplier * request.clip
+        who = node.config.seed, request.server_round, node.partition_id
         update = add_noise(update, std, noise_generator(*who))
     return messages.encode(PrivateReply(moved(request.model, update)))
 
