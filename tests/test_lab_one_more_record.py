@@ -53,7 +53,8 @@ def test_a_case_computed_anew_is_what_was_saved(saved: Any) -> None:
     key = ("SCAFFOLD", 1.0, 1, 1)
     [run] = [r for r in saved["runs"] if (r["arm"], r["alpha"], r["epochs"], r["seed"]) == key]
     assert again["accuracy"] == pytest.approx(run["accuracy"][:1], abs=0.5)
-    assert again["megabytes"] == run["megabytes"][:1]
+    # The name of the data set, which messages carry, is a path here.
+    assert again["megabytes"] == pytest.approx(run["megabytes"][:1], rel=1e-3)
 
 
 def test_the_second_half_of_a_run_and_of_its_first_half() -> None:
