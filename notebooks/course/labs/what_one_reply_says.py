@@ -406,7 +406,7 @@ def _draw_accuracies(axes: Axes, saved: dict[str, Any]) -> None:
             mean, color=NEUTRAL, ls=line, lw=1, label=f"{name}, no noise: epsilon infinite"
         )
     low = min(min(found) for found in saved["accuracy"].values())
-    axes.set(xscale="log", ylim=(low - 8, None), ylabel="accuracy (%)")
+    axes.set(xscale="log", ylim=(low - 8, 80), ylabel="accuracy (%)")
     axes.set_xlabel(f"epsilon (log); delta {DELTA:g}; unit of privacy: one node with all its data")
     axes.set_title("Accuracy after 10 rounds, 50 nodes: five seeds, lines through their means")
     axes.legend(loc="lower right")
