@@ -71,20 +71,22 @@ def test_psnr_cosine_and_differences_by_hand() -> None:
     assert float(total_differences(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]))) == 1
 
 
-def test_a_rebuilt_image_has_nearly_the_direction_of_the_gradient_and_stays_in_range(
+def test_a_rebuilt_images_gradient_comes_nearer_to_the_target_and_it_stays_in_range(
     small_dataset: Dataset,
 ) -> None:
-    test = load_test(small_dataset)
-    model = CNN(torch.Generator().manual_seed(1))
+    test, ends = load_test(small_dataset), list[float]()
     image, label = test.normalize(test.images[:1]), test.labels[:1]
-    target = gradient(model, image, label)
-    with single_thread():
-        found = [
-            rebuild(model, target, label, (28, 28), test, torch.Generator().manual_seed(2), steps=s)
-            for s in (1, 150)
-        ]
-    start, end = (float(cosine(gradient(model, x, label), target)) for x in found)
-    assert end > max(0.5, start + 0.2)
-    pixels = found[1] * test.std[0] + test.mean[0]
-    assert pixels.min() >= -1e-6
-    assert pixels.max() <= 1 + 1e-6
+    for seed in (1, 2, 3):
+        model = CNN(torch.Generator().manual_seed(seed))
+        with single_thread():
+            target = gradient(model, image, label)
+            first, last = (
+                rebuild(model, target, label, (28, 28), test, torch.Generator().manual_seed(2), n)
+                for n in (1, 150)
+            )
+        start, end = (float(cosine(gradient(model, x, label), target)) for x in (first, last))
+        assert end > start + 0.1
+        ends.append(end)
+        pixels = last * test.std[0] + test.mean[0]
+        assert -1e-6 <= pixels.min() <= pixels.max() <= 1 + 1e-6
+    assert sum(ends) / 3 > 0.5
