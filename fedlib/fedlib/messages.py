@@ -180,7 +180,7 @@ def decode(kind: type[T], content: RecordDict) -> T:
 def sent_model(content: RecordDict) -> State | None:
     """Return the model in a message that we have made ourselves, if it carries one."""
     arrays: Any = content.get("model")
-    return dict(arrays.to_torch_state_dict()) if arrays else None
+    return dict(arrays.to_torch_state_dict()) if isinstance(arrays, ArrayRecord) else None
 
 
 def count_bytes(content: RecordDict) -> int:

@@ -20,6 +20,7 @@ from fedlib.config import Config
 from fedlib.errors import ConfigError, ReplyError, one_line
 from fedlib.messages import TRAIN, TrainReply, TrainRequest, decode, encode
 from fedlib.model import State, check_state
+from fedlib.nodes import REASON_LENGTH
 from fedlib.randomness import SERVER, Stream, numpy_generator
 
 REST_S = 0.1  # between two looks for replies
@@ -161,11 +162,17 @@ def run_async(
                 break
         replies = list(grid.pull_messages(list(waiting)))
         for reply in replies:
-            task = waiting.pop(reply.metadata.reply_to_message_id)
+            task = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if task is None:  # it came twice
+                continue
             try:
-                current = rule(current, task.sent, _read(reply, model))
+                following = rule(current, task.sent, _read(reply, model))
+                check_state(following.model, model)  # a sum may be too large for float32
+                if following.buffer:
+                    check_state(following.buffer, model)
+                current = following
             except ReplyError as error:
-                problems.append(f"node {task.node_id}: {one_line(error)}")
+                problems.append(f"node {task.node_id}: {one_line(error)}"[:REASON_LENGTH])
         now = time.monotonic()
         for message_id in [i for i, task in waiting.items() if now >= task.expires_at]:
             lost = waiting.pop(message_id)

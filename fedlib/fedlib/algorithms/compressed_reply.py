@@ -2,9 +2,11 @@
 
 Only the reply is smaller: a node still receives the whole model. With error feedback a node keeps
 what it left out in its ``Context.state`` until it trains again, which may be many rounds later; a
-node that is replaced by a new one begins with nothing.
+node that is replaced by a new one begins with nothing. What was sent is forgotten at once, also if
+the reply is lost.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,7 @@ def handle_compressed(message: Message, node: Node) -> RecordDict:
     training = prepare(request, node)
     loss = training.start()
     vector = flatten(clone_state(training.model)) - flatten(request.model)
-    if not np.isfinite(vector).all():
+    if not (np.isfinite(vector).all() and math.isfinite(loss.sum)):
         raise ReplyError("update: expected finite values, got NaN; lower the learning rate")
     if scheme.feedback:
         memory = read_residual(node.state, len(vector))

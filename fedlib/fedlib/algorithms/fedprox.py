@@ -23,7 +23,7 @@ def pull_back(to: State, mu: float) -> Correction:
 
     Args:
         to: The global model's parameters by name, on the device of the training.
-        mu: Strength of the pull, 0 or more; with 0, gradients keep their bits.
+        mu: Strength of the pull, 0 or more; with 0, gradients keep their values.
     """
 
     def correct(name: str, parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -48,7 +48,9 @@ def label_mixture(bias_change: Floats, weight: float, scale: float = 1.0) -> Flo
         plus the mean change of a step, without what is below 0.
     """
     shares = np.maximum(1 / len(bias_change) + scale * bias_change / weight, 0)
-    return np.asarray(shares / shares.sum())  # the changes' sum is 0, so one share is above 0
+    if not shares.any():  # only noise can do that: the changes' sum is 0
+        return np.full(len(bias_change), 1 / len(bias_change))
+    return np.asarray(shares / shares.sum())
 
 
 def fit_scale(bias_changes: Sequence[Floats], mixtures: Sequence[Floats], weight: float) -> float:

@@ -38,6 +38,7 @@ def corrected_gradients(model: nn.Module, correct: Correction) -> Iterator[None]
     hooks = [
         parameter.register_hook(partial(corrected, name, parameter))  # type: ignore[no-untyped-call]
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
     ]
     try:
         yield

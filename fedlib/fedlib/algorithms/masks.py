@@ -50,12 +50,12 @@ class FixedPoint:
     num_nodes: int
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 32 or self.levels < 1:
+        if self.num_nodes < 1 or not 2 <= self.bits <= 32 or self.levels < 1:
             raise ConfigError(
                 f"fixed point: expected 2 to 32 bits, enough for a sum over {self.num_nodes} nodes,"
                 f" got {self.bits}; take more bits, or fewer nodes"
             )
-        if not self.bound > 0 or not 0 < self.max_examples * self.num_nodes < 2**31:
+        if not 0 < self.bound < float("inf") or not 0 < self.max_examples * self.num_nodes < 2**31:
             raise ConfigError(
                 f"fixed point: expected a bound above 0 and a number of examples whose sum is below"
                 f" 2**31, got {self.bound} and {self.num_nodes} times {self.max_examples}"

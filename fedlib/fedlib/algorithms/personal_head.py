@@ -8,6 +8,7 @@ A node that has not trained yet takes the head of the initial model, which it dr
 run's seed, as the server draws its own.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -54,7 +55,9 @@ def handle_train_personal(message: Message, node: Node) -> RecordDict:
     training = prepare(request, node, model)
     loss = training.start()
     body, head = split_model(clone_state(model))
-    check_state(head, split_model(model.state_dict())[1])  # a head that diverged is not kept
+    check_state({**body, **head}, model.state_dict())
+    if not math.isfinite(loss.sum):  # then the server refuses the reply, and no head is kept
+        raise ReplyError("training: expected a finite loss, got none; lower the learning rate")
     node.state[HEAD] = messages.encode_model(head)
     reply = TrainReply(body, training.num_examples, loss.sum, loss.weight)
     return messages.encode(reply)

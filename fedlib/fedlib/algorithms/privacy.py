@@ -14,6 +14,7 @@ the seed subtracts it. Floating-point noise also leaks in its last bits (Mironov
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,8 @@ from fedlib.algorithms.messages import TRAIN_PRIVATE, PrivateReply, PrivateReque
 from fedlib.client_app import Node
 from fedlib.config import Config
 from fedlib.data import open_dataset
-from fedlib.errors import ConfigError, FedlibError, ReplyError
-from fedlib.model import State, clone_state, make_model
+from fedlib.errors import ConfigError, ReplyError
+from fedlib.model import State, check_state, clone_state, make_model
 from fedlib.nodes import Nodes
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
 from fedlib.run_directory import Stage
@@ -70,7 +71,10 @@ def update_norm(update: State) -> float:
 
 
 def clip_update(update: State, clip: float) -> dict[str, Tensor]:
-    """Return the update, shortened to the norm ``clip`` where it is longer; its direction stays."""
+    """Return the update, shortened to the norm ``clip`` where it is longer; its direction stays.
+
+    In float32, so an update more than 1e38 times as long as the clip can stay too long.
+    """
     factor = min(1.0, clip / max(update_norm(update), 1e-300))
     return {name: tensor * factor for name, tensor in update.items()}
 
@@ -153,9 +157,6 @@ def run_private(
         privacy: The clip, which the nodes apply too, and the noise of the *server*.
         reply_noise: The noise multiplier of the *nodes*: each adds a deviation of this times C.
         mean: Makes the private mean; a function of your own can stand here.
-
-    Raises:
-        FedlibError: Nobody who was asked has answered.
     """
     nodes, dataset = Nodes(grid), open_dataset(config.dataset)
     generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
@@ -175,13 +176,15 @@ def run_private(
         )
         asked = TRAIN_PRIVATE, sampled, messages.encode(request), stage, config.reply_timeout
         replies = nodes.ask(*asked, kind=PrivateReply)
-        updates: list[State] = [difference(reply.model, model) for _, reply in replies]
-        if sampled and not updates:
-            raise FedlibError(f"round {server_round}: no usable reply; {stage.problems[0]}")
-        # Nobody sampled is a round like any other: its noise hides that nobody was there.
+        came = {(nodes.partitions[i], i): difference(r.model, model) for i, r in replies}
+        updates: list[State] = [came[who] for who in sorted(came)]  # for the same bits
+        # Without a reply, a round is like any other: its noise hides that nobody was there.
         updates = updates or [{name: torch.zeros_like(x) for name, x in model.items()}]
         noise = noise_generator(config.seed, server_round, SERVER)
-        model = moved(model, mean(updates, server, noise))
+        following = moved(model, mean(updates, server, noise))
+        with suppress(ReplyError):  # a sum too large for float32: the model stays as it was
+            check_state(following, model)
+            model = following
         yield model
 
 
@@ -192,8 +195,8 @@ def epsilon(noise_multiplier: float, probability: float, rounds: int, delta: flo
 
     Source: ``dp_accounting.pld.PLDAccountant`` (Doroshenko et al., arXiv:2207.04380).
     """
-    if noise_multiplier == 0:
-        return float("inf")
+    if noise_multiplier == 0 or rounds == 0:
+        return float("inf") if rounds else 0.0
     import dp_accounting
     from dp_accounting import pld
 
@@ -214,8 +217,8 @@ def epsilon_of_replies(reply_noise: float, num_replies: int, delta: float) -> fl
     Gaussian noise tell as much as one with a deviation smaller by the root of k (Dong et al.,
     arXiv:1905.02383, corollary 3.3).
     """
-    if reply_noise == 0:
-        return float("inf")
+    if reply_noise == 0 or num_replies == 0:
+        return float("inf") if num_replies else 0.0
     from dp_accounting import get_epsilon_gaussian
 
     return float(get_epsilon_gaussian(reply_noise / 2 / num_replies**0.5, delta))

@@ -2,7 +2,8 @@
 
 A node's control variate is its gradient as it was when the node last trained; the server's is their
 mean over all nodes. A node takes its own out of each gradient and puts the server's in, and so
-walks where all nodes would, not where it alone would.
+walks where all nodes would, not where it alone would. A node keeps its new control variate before
+its reply has arrived: if that is lost or refused, the server's is no longer the mean.
 
 Source: Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning",
 arXiv:1910.06378, algorithm 1 with option II and a global step of 1. There every node counts once.
@@ -22,7 +23,7 @@ from fedlib.algorithms.messages import OWN_CONTROL, ScaffoldReply, ScaffoldReque
 from fedlib.client_app import Node
 from fedlib.errors import ConfigError, ReplyError
 from fedlib.messages import decode, encode, encode_model
-from fedlib.model import State, check_state
+from fedlib.model import State, check_state, clone_state
 
 LocalRound = Callable[[nn.Module, Callable[[], Any], State, State, int, float], State]
 """What ``local_round`` is: the place for a function of your own."""
@@ -76,7 +77,8 @@ def handle_scaffold(
     Raises:
         ConfigError: The nodes' SGD has momentum: then a change of the model is no mean of
             gradients.
-        ReplyError: The control variate is not of the model's kind.
+        ReplyError: The control variate is not of the model's kind, or the training diverged; then
+            the node's own stays as it was.
     """
     request, momentum = decode(ScaffoldRequest, message.content), node.config.momentum
     if momentum:
@@ -97,6 +99,8 @@ def handle_scaffold(
         losses.append(training.start())
 
     new = local_round(model, train, control, own, training.num_steps, request.learning_rate)
+    check_state(clone_state(model), request.model)
+    check_control(new, zeros)  # one that diverged is not kept
     node.state[OWN_CONTROL] = encode_model(new)
     change = {name: new[name] - own[name] for name in own}
     n, loss = training.num_examples, losses[-1]
@@ -148,6 +152,11 @@ class ScaffoldMean:
         """
         if not self._models.num_states:
             return self._models.result(), dict(self._control)
-        share, change = self._models.num_examples / total_weight, self._changes.result()
+        share = min(1.0, self._models.num_examples / total_weight)  # a node may boast
+        change = self._changes.result()
         control = {name: tensor + share * change[name] for name, tensor in self._control.items()}
+        try:
+            check_control(control, self._control)
+        except ReplyError:  # a sum too large for float32: no node would take it
+            control = dict(self._control)
         return self._models.result(), control

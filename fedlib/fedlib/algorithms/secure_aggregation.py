@@ -8,18 +8,19 @@ CCS 2017, https://eprint.iacr.org/2017/281, section 4.1.
 
 What this leaves out of the paper: the second mask of each node and its shares (section 4.2), and
 signed keys (section 6). So it protects from a server that is curious and honest. One that lies
-about who dropped out, or hands out keys of its own, can read a reply; and a node that stays away
-when seeds are revealed costs the round.
+about who dropped out can read replies, of nearly half of the nodes, and also long after the round,
+as a node keeps its seeds until the next one. So can one that hands out keys of its own. And a node
+that stays away when seeds are revealed costs the round.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -40,7 +41,7 @@ from fedlib.algorithms.messages import (
 from fedlib.client_app import Node, answer, handle_train, make_client_app
 from fedlib.config import Config
 from fedlib.errors import ReplyError
-from fedlib.nodes import Nodes
+from fedlib.nodes import REASON_LENGTH, Nodes
 from fedlib.run_directory import Stage
 
 SECRET = "secure-aggregation"  # where a node's state keeps its private key, and then its seeds
@@ -187,6 +188,9 @@ def masked_round(
     replies = ask(KEYS, sampled, content, done.keys, kind=KeysReply)
     keys = {node_id: reply.public_key for node_id, reply in replies}
     keys = {node_id: keys[node_id] for node_id in sampled if node_id in keys}
+    for node_id, reason in unusable_keys(keys).items():  # one such key would cost all the round
+        _refuse(done.keys, f"{nodes.name(node_id)}: {reason}")
+        del keys[node_id]
     _expect_enough(len(keys), FEWEST, "keys", done.keys)
 
     order = replace(order, node_ids=list(keys), public_keys=list(keys.values()))
@@ -197,7 +201,7 @@ def masked_round(
             total += read_integers(reply, length)
             survivors.add(node_id)
         except ReplyError as error:
-            done.train.problems.append(f"{nodes.name(node_id)}: {error}")
+            _refuse(done.train, f"{nodes.name(node_id)}: {error}")
     done.dropped = [node_id for node_id in keys if node_id not in survivors]
     _expect_enough(len(survivors), fewest_left(len(keys)), "masked", done.train)
 
@@ -205,7 +209,10 @@ def masked_round(
         content = messages.encode(RevealRequest(server_round, done.dropped))
         replies = ask(REVEAL, sorted(survivors), content, done.reveal, kind=RevealReply)
         revealed = {i: dict(zip(r.node_ids, r.seeds, strict=True)) for i, r in replies}
-        revealed = {i: seeds for i, seeds in revealed.items() if set(seeds) == set(done.dropped)}
+        for node_id in [i for i, seeds in revealed.items() if set(seeds) != set(done.dropped)]:
+            wrong = list(revealed.pop(node_id))
+            came = f"expected the seeds of {done.dropped}, got those of {wrong}"
+            _refuse(done.reveal, f"{nodes.name(node_id)}: {came}")
         _expect_enough(len(revealed), len(survivors), "reveal", done.reveal)
         total = recover(total, revealed)
     return total, done
@@ -226,6 +233,27 @@ def read_integers(reply: MaskedReply, length: int) -> Integers:
         came = {name: (str(t.dtype), tuple(t.shape)) for name, t in reply.masked.items()}
         raise ReplyError(f"masked: expected {length} integers (int32), got {came}")
     return tensor.numpy().view(np.uint32)
+
+
+def unusable_keys(keys: Mapping[int, bytes]) -> dict[int, str]:
+    """Return who sent a public key that gives no secret, or that an earlier node has, and why."""
+    seen, reasons, own = set[bytes](), dict[int, str](), X25519PrivateKey.generate()
+    for node_id, key in keys.items():
+        try:
+            own.exchange(X25519PublicKey.from_public_bytes(key))
+        except ValueError as error:
+            reasons[node_id] = f"expected a usable public key, got {error}"
+        if key in seen:
+            reasons[node_id] = "expected a public key of its own, got that of another node"
+        seen.add(key)
+    return reasons
+
+
+def _refuse(stage: Stage, problem: str) -> None:
+    """Count a reply that had been received as one that cannot be used."""
+    stage.num_received -= 1
+    stage.num_errors += 1
+    stage.problems.append(problem[:REASON_LENGTH])
 
 
 def _expect_enough(number: int, fewest: int, what: str, stage: Stage) -> None:

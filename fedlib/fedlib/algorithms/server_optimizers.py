@@ -29,7 +29,7 @@ def fedavgm(momentum: float = 0.9, learning_rate: float = 1.0) -> ServerStep:
         old = _part(memory, MOMENTUM, model)
         velocity = {name: momentum * old[name] + change[name] for name in model}
         following = {name: model[name] + learning_rate * velocity[name] for name in model}
-        return following, _flat(MOMENTUM, velocity)
+        return _usable(model, mean, memory, following, _flat(MOMENTUM, velocity))
 
     return step
 
@@ -60,9 +60,23 @@ def fedadam(
         rate = learning_rate * (1 - beta_2**power) ** 0.5 / (1 - beta_1**power)
         following = {name: model[name] + rate * m[name] / (v[name].sqrt() + tau) for name in model}
         counted = {NUM_STEPS: torch.tensor(num_steps)}
-        return following, {**_flat(MOMENTUM, m), **_flat(VARIANCE, v), **counted}
+        new_memory = {**_flat(MOMENTUM, m), **_flat(VARIANCE, v), **counted}
+        return _usable(model, mean, memory, following, new_memory)
 
     return step
+
+
+def _usable(
+    model: State, mean: State, memory: State, following: State, new_memory: State
+) -> tuple[State, State]:
+    """Return the step; where it leads to no number, what was before: one such reply is forgotten.
+
+    Only what has a point takes a step. Of other tensors (counters, say) the mean is taken.
+    """
+    if not all(t.isfinite().all() for t in (*following.values(), *new_memory.values())):
+        return model, memory
+    floats = {name for name, tensor in model.items() if tensor.is_floating_point()}
+    return {name: following[name] if name in floats else mean[name] for name in model}, new_memory
 
 
 def _flat(prefix: str, state: State) -> dict[str, torch.Tensor]:
