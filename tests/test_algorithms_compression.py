@@ -21,17 +21,16 @@ from course.labs.send_less import (
     with_memory,
 )
 from fedlib import Config, LocalGrid, Nodes, ReplyError, Stage, state_hash
+from fedlib.algorithms.common import moved, sizes
 from fedlib.algorithms.compressed_reply import RESIDUAL, read_residual
 from fedlib.algorithms.compression import (
     Scheme,
-    add_update,
     compress,
     dequantise,
     flatten,
     pack,
     pack_bits,
     quantise,
-    sizes,
     top_k,
     unpack,
     unpack_bits,
@@ -50,7 +49,7 @@ def test_a_state_becomes_a_vector_in_the_order_of_its_names() -> None:
     vector = flatten(MODEL)
     assert vector.tolist() == [10, 20, 0, 1, 2, 3, 4, 5]
     assert sizes(MODEL) == [2, 6]
-    doubled = add_update(MODEL, vector)
+    doubled = moved(MODEL, vector)
     assert list(doubled) == ["b", "a"]
     assert torch.equal(doubled["b"], 2 * MODEL["b"])
 

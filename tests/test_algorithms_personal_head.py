@@ -27,7 +27,8 @@ from fedlib import (
     make_model,
     train,
 )
-from fedlib.algorithms.personal_head import HEAD, initial_model, split_model
+from fedlib.algorithms.common import initial_model
+from fedlib.algorithms.personal_head import HEAD, split_model
 from fedlib.messages import EVALUATE, TRAIN, TrainReply, TrainRequest, encode
 from fedlib.randomness import Stream, torch_generator
 

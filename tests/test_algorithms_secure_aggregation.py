@@ -28,13 +28,12 @@ from fedlib import (
     open_dataset,
     state_hash,
 )
+from fedlib.algorithms.common import flatten, moved
 from fedlib.algorithms.masks import (
     FixedPoint,
     Integers,
-    flatten,
     keystream,
     mask,
-    moved,
     pair_seed,
     recover,
 )

@@ -16,11 +16,11 @@ from torch import nn
 
 from fedlib import messages
 from fedlib.config import Config
-from fedlib.data import Dataset, Partition, load_partition, open_dataset
+from fedlib.data import Dataset, Partition, Split, load_partition, open_dataset
 from fedlib.errors import DataError, FedlibError, TooLateError, describe
 from fedlib.model import State, check_state, make_model
 from fedlib.randomness import Stream, numpy_generator, torch_generator
-from fedlib.training import evaluate, pick_device, single_thread, train
+from fedlib.training import Weighted, evaluate, pick_device, single_thread, train
 
 OPT_IN_PROBABILITY = 0.5
 REFUSED = 100  # code of the Error that carries a line of ours (Flower's own end below 100)
@@ -89,13 +89,22 @@ def answer(handler: Handler, message: Message, context: Context, config: Config 
 def handle_train(message: Message, node: Node) -> RecordDict:
     """Train the global model on the node's own data; reply with model, weight and loss."""
     request = messages.decode(messages.TrainRequest, message.content)
-    config, dataset, device = node.config, open_dataset(request.dataset), pick_device()
+    dataset, device = open_dataset(request.dataset), pick_device()
     partition, model = node.load(dataset, device), load_model(dataset, request.model)
-    who = (config.seed, request.server_round, node.partition_id)
+    loss = train_as_told(request, node, model, partition.train, device)
+    reply = messages.TrainReply(model.state_dict(), len(partition.train), loss.sum, loss.weight)
+    return messages.encode(reply)
+
+
+def train_as_told(
+    request: messages.TrainRequest, node: Node, model: nn.Module, split: Split, device: str
+) -> Weighted:
+    """Train a model in place, with the node's settings and its chance in this round."""
+    config, who = node.config, (node.config.seed, request.server_round, node.partition_id)
     with single_thread():
-        loss = train(
+        return train(
             model,
-            partition.train,
+            split,
             epochs=config.local_epochs,
             batch_size=config.batch_size,
             learning_rate=request.learning_rate,
@@ -104,9 +113,6 @@ def handle_train(message: Message, node: Node) -> RecordDict:
             augmentation=config.augmentation,
             device=device,
         )
-    num_examples = len(partition.train)
-    reply = messages.TrainReply(model.state_dict(), num_examples, loss.sum, loss.weight)
-    return messages.encode(reply)
 
 
 def handle_evaluate(message: Message, node: Node) -> RecordDict:

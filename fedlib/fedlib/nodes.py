@@ -152,9 +152,8 @@ class Nodes:
         missed without that.
 
         Yields:
-            A node's id and its reply, decoded and checked as a ``kind``, else as
-            ``fedlib.messages.REPLIES`` says; of a type of your own without a kind, the content. A
-            model that comes back has the names, shapes and dtypes of the one that was sent.
+            A node's id and its reply, decoded as a ``kind``, else as ``fedlib.messages.REPLIES``
+            says, else as it came. A model in it has the names, shapes and dtypes of the one sent.
         """
         start, num_bytes = time.monotonic(), messages.count_bytes(content)
         kind, sent = kind or messages.REPLIES.get(message_type), messages.sent_model(content)

@@ -23,14 +23,14 @@ class Stream(IntEnum):
 
 
 def numpy_generator(
-    seed: int, server_round: int, partition_id: int, stream: Stream
+    seed: int, server_round: int, partition_id: int, stream: int
 ) -> np.random.Generator:
     """Return NumPy's generator for one purpose, of one node, in one round (0: before round 1)."""
     return np.random.default_rng(_sequence(seed, server_round, partition_id, stream))
 
 
 def torch_generator(
-    seed: int, server_round: int, partition_id: int, stream: Stream
+    seed: int, server_round: int, partition_id: int, stream: int
 ) -> torch.Generator:
     """Return PyTorch's CPU generator for one purpose, of one node, in one round."""
     state = _sequence(seed, server_round, partition_id, stream).generate_state(1, np.uint64)
@@ -38,6 +38,6 @@ def torch_generator(
 
 
 def _sequence(
-    seed: int, server_round: int, partition_id: int, stream: Stream
+    seed: int, server_round: int, partition_id: int, stream: int
 ) -> np.random.SeedSequence:
     return np.random.SeedSequence([seed, server_round, partition_id + 1, int(stream)])  # all >= 0

@@ -14,12 +14,14 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from fedlib import messages
-from fedlib.algorithms.compression import Scheme, Vector, compress, flatten, pack, sizes
+from fedlib.algorithms.common import sizes
+from fedlib.algorithms.compression import Scheme, Vector, compress, flatten, pack
 from fedlib.algorithms.local_training import prepare
 from fedlib.algorithms.messages import CompressedReply, CompressedRequest
 from fedlib.client_app import Node
 from fedlib.errors import ReplyError
 from fedlib.model import clone_state
+from fedlib.randomness import numpy_generator
 
 RESIDUAL = "residual"  # where a node's state holds what it has not sent yet
 ROUNDING = 17  # of the generator that rounds: a stream of its own, beside those of fedlib.Stream
@@ -27,7 +29,7 @@ ROUNDING = 17  # of the generator that rounds: a stream of its own, beside those
 
 def rounding_generator(seed: int, server_round: int, partition_id: int) -> np.random.Generator:
     """Return the generator that rounds one node's update in one round."""
-    return np.random.default_rng([seed, server_round, partition_id + 1, ROUNDING])
+    return numpy_generator(seed, server_round, partition_id, ROUNDING)
 
 
 def handle_compressed(message: Message, node: Node) -> RecordDict:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from fedlib.algorithms import common
+from fedlib.algorithms.common import sizes
 from fedlib.errors import ReplyError
 from fedlib.model import State
 
@@ -49,20 +50,7 @@ class Scheme:
 
 def flatten(state: State) -> Vector:
     """Return a state of float32 tensors as one vector, in the alphabetical order of their names."""
-    parts = [state[name].detach().cpu().reshape(-1).numpy() for name in sorted(state)]
-    return np.concatenate(parts).astype(np.float32, copy=False)
-
-
-def sizes(state: State) -> list[int]:
-    """Return how many values each tensor has, in the order of ``flatten``."""
-    return [state[name].numel() for name in sorted(state)]
-
-
-def add_update(model: State, update: Vector) -> dict[str, torch.Tensor]:
-    """Return the model plus an update that ``flatten`` or ``unpack`` made."""
-    pieces = torch.split(torch.from_numpy(update), sizes(model))
-    flat = dict(zip(sorted(model), pieces, strict=True))
-    return {name: tensor + flat[name].view_as(tensor) for name, tensor in model.items()}
+    return common.flatten(state).astype(np.float32)
 
 
 def top_k(vector: Vector, share: float) -> tuple[NDArray[np.int32], Vector]:

@@ -14,11 +14,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fedlib.client_app import Node, load_model
+from fedlib.client_app import Node, load_model, train_as_told
 from fedlib.data import open_dataset
 from fedlib.messages import TrainRequest
-from fedlib.randomness import Stream, torch_generator
-from fedlib.training import Weighted, pick_device, single_thread, train
+from fedlib.training import Weighted, pick_device
 
 Correction = Callable[[str, Tensor, Tensor], Tensor]
 """From a parameter's name, its value and its gradient: the gradient that SGD shall see."""
@@ -69,20 +68,6 @@ def prepare(request: TrainRequest, node: Node, model: nn.Module | None = None) -
     split = node.load(dataset, device).train
     model = (model or load_model(dataset, request.model)).to(device)
 
-    def start() -> Weighted:
-        who = config.seed, request.server_round, node.partition_id
-        with single_thread():
-            return train(
-                model,
-                split,
-                epochs=config.local_epochs,
-                batch_size=config.batch_size,
-                learning_rate=request.learning_rate,
-                momentum=config.momentum,
-                generator=torch_generator(*who, Stream.TRAIN),
-                augmentation=config.augmentation,
-                device=device,
-            )
-
+    start = partial(train_as_told, request, node, model, split, device)
     num_steps = config.local_epochs * math.ceil(len(split) / config.batch_size)
     return LocalTraining(model, len(split), num_steps, start)

@@ -12,17 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fedlib.errors import ConfigError, ReplyError
-from fedlib.model import State
 
 Integers = NDArray[np.uint32]  # (P + 1,): of P parameters, and the number of examples; mod 2**32
 Mask = Callable[[int, Mapping[int, bytes], int], Integers]
@@ -98,26 +95,6 @@ class FixedPoint:
                 f" masks are left in it"
             )
         return signed[:-1] / (self.scale * num_examples), num_examples
-
-
-def flatten(state: State) -> NDArray[np.float64]:
-    """Return all values of a state, (P,), in the order of the names.
-
-    Raises:
-        ConfigError: A tensor is not of real numbers with a point.
-    """
-    for name, tensor in state.items():
-        if not tensor.is_floating_point():
-            raise ConfigError(f"secure aggregation: {name}: expected floats, got {tensor.dtype}")
-    return np.concatenate([state[n].detach().cpu().double().numpy().ravel() for n in sorted(state)])
-
-
-def moved(state: State, update: NDArray[np.float64]) -> dict[str, Tensor]:
-    """Return the state plus an update (P,), in the state's dtypes and order."""
-    sizes = [state[name].numel() for name in sorted(state)]
-    parts = np.split(flatten(state) + update, np.cumsum(sizes)[:-1])
-    new = dict(zip(sorted(state), parts, strict=True))
-    return {n: torch.from_numpy(new[n]).reshape(t.shape).to(t.dtype) for n, t in state.items()}
 
 
 # --- masks

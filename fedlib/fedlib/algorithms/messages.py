@@ -26,17 +26,17 @@ from fedlib.errors import ReplyError
 from fedlib.messages import (
     CONFIG,
     COUNT,
-    LEARNING_RATE,
+    EVALUATE,
     LOSS_SUM,
     METRICS,
     MODEL,
     QUERY,
     ROUND,
     TRAIN,
+    TrainReply,
     TrainRequest,
 )
 from fedlib.model import State
-from fedlib.training import Weighted
 
 # --- notebook 13: FedProx and SCAFFOLD
 
@@ -62,24 +62,17 @@ class ScaffoldRequest(TrainRequest):
 
 
 @dataclass(frozen=True)
-class ScaffoldReply:
+class ScaffoldReply(TrainReply):
     """Its answer: a TrainReply's fields, and by how much the node's own control variate changed."""
 
-    model: State = field(metadata=MODEL)
-    num_examples: int = field(metadata=METRICS | COUNT)
-    loss_sum: float = field(metadata=METRICS | LOSS_SUM)
-    loss_weight: int = field(metadata=METRICS | COUNT)
     control: State = field(metadata=CONTROL)
-
-    @property
-    def loss(self) -> Weighted:
-        """The training loss, summed over every example of every epoch."""
-        return Weighted(self.loss_sum, self.loss_weight)
 
 
 # --- notebook 15: secure aggregation
 
-KEYS, MASKED, REVEAL = f"{QUERY}.keys", f"{TRAIN}.masked", f"{QUERY}.reveal"
+KEYS_ACTION, MASKED_ACTION, REVEAL_ACTION = "keys", "masked", "reveal"
+KEYS, REVEAL = f"{QUERY}.{KEYS_ACTION}", f"{QUERY}.{REVEAL_ACTION}"
+MASKED = f"{TRAIN}.{MASKED_ACTION}"
 KEY_BYTES = 32  # of an X25519 public key (RFC 7748), and of a seed
 BITS, BOUND = {"range": (2, 32)}, {"range": (1e-9, 1e9)}
 
@@ -102,16 +95,12 @@ class KeysReply:
 
 
 @dataclass(frozen=True)
-class MaskedRequest:
+class MaskedRequest(TrainRequest):
     """A node shall train, and answer with masked integers.
 
     ``bits``, ``bound`` and ``max_examples`` are those of a ``FixedPoint``.
     """
 
-    model: State = field(metadata=MODEL)
-    server_round: int = field(metadata=CONFIG | ROUND)
-    dataset: str = field(metadata=CONFIG)
-    learning_rate: float = field(metadata=CONFIG | LEARNING_RATE)
     node_ids: list = field(metadata=CONFIG)  # type: ignore[type-arg]  # of int: who takes part
     public_keys: list = field(metadata=CONFIG)  # type: ignore[type-arg]  # of bytes, as node_ids
     bits: int = field(metadata=CONFIG | BITS)
@@ -197,6 +186,8 @@ class PrivateReply:
 # --- notebook 17: small updates and personal heads
 
 COMPRESSED_ACTION, PERSONAL_ACTION, TUNED_ACTION = "compressed", "personal", "tuned"
+COMPRESSED, PERSONAL = f"{TRAIN}.{COMPRESSED_ACTION}", f"{TRAIN}.{PERSONAL_ACTION}"
+EVALUATE_PERSONAL, EVALUATE_TUNED = f"{EVALUATE}.{PERSONAL_ACTION}", f"{EVALUATE}.{TUNED_ACTION}"
 UPDATE = {"record": "update", "kind": ArrayRecord}
 
 

@@ -16,13 +16,13 @@ from flwr.app import Message, RecordDict
 from torch import nn
 
 from fedlib import messages
+from fedlib.algorithms.common import initial_model
 from fedlib.algorithms.local_training import prepare
 from fedlib.client_app import Node, load_model
 from fedlib.data import Dataset, open_dataset
 from fedlib.errors import ReplyError
 from fedlib.messages import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest
-from fedlib.model import State, check_state, clone_state, make_model
-from fedlib.randomness import SERVER, Stream, torch_generator
+from fedlib.model import State, check_state, clone_state
 from fedlib.training import evaluate, pick_device, single_thread
 
 LAST_LAYER = "fc2"  # of fedlib's CNN: 128 features in, one number for each class out
@@ -40,11 +40,6 @@ def split_model(state: State) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     if not head or not body:
         raise ReplyError(f"model: expected a last layer {LAST_LAYER} and others, got {list(state)}")
     return body, head
-
-
-def initial_model(dataset: Dataset, seed: int) -> dict[str, torch.Tensor]:
-    """Return the model that every run with this seed begins with."""
-    return clone_state(make_model(dataset, torch_generator(seed, 0, SERVER, Stream.MODEL)))
 
 
 def handle_train_personal(message: Message, node: Node) -> RecordDict:

@@ -17,20 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedlib import messages
+from fedlib.algorithms.common import initial_model
 from fedlib.algorithms.local_training import prepare
 from fedlib.algorithms.messages import TRAIN_PRIVATE, PrivateReply, PrivateRequest
 from fedlib.client_app import Node
 from fedlib.config import Config
 from fedlib.data import open_dataset
 from fedlib.errors import ConfigError, ReplyError
-from fedlib.model import State, check_state, clone_state, make_model
+from fedlib.model import State, check_state, clone_state
 from fedlib.nodes import Nodes
 from fedlib.randomness import SERVER, Stream, numpy_generator, torch_generator
 from fedlib.run_directory import Stage
@@ -108,8 +108,7 @@ def noise_generator(seed: int, server_round: int, partition_id: int) -> torch.Ge
 
     So that runs repeat. A deployment must draw from the system's secret randomness instead.
     """
-    sequence = np.random.SeedSequence([seed, server_round, partition_id + 1, NOISE_STREAM])
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> 1))
+    return torch_generator(seed, server_round, partition_id, NOISE_STREAM)
 
 
 def poisson_sample(nodes: Sequence[int], config: Config, server_round: int) -> list[int]:
@@ -159,8 +158,7 @@ def run_private(
         mean: Makes the private mean; a function of your own can stand here.
     """
     nodes, dataset = Nodes(grid), open_dataset(config.dataset)
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    model: State = clone_state(make_model(dataset, generator))
+    model: State = initial_model(dataset, config.seed)
     # Wide enough for the nodes' own noise, which is not to be clipped a second time.
     server = privacy if not reply_noise else Privacy(1e300, 0.0, privacy.expected)
     for server_round in range(1, config.num_server_rounds + 1):

@@ -13,7 +13,7 @@ as a node keeps its seeds until the next one. So can one that hands out keys of 
 that stays away when seeds are revealed costs the round.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,11 +26,15 @@ from flwr.clientapp import ClientApp
 
 from fedlib import messages
 from fedlib.algorithms import masks
-from fedlib.algorithms.masks import FEWEST, FixedPoint, Integers, Mask, flatten, pair_seeds, recover
+from fedlib.algorithms.common import flatten, refuse
+from fedlib.algorithms.masks import FEWEST, FixedPoint, Integers, Mask, pair_seeds, recover
 from fedlib.algorithms.messages import (
     KEYS,
+    KEYS_ACTION,
     MASKED,
+    MASKED_ACTION,
     REVEAL,
+    REVEAL_ACTION,
     KeysReply,
     KeysRequest,
     MaskedReply,
@@ -41,22 +45,16 @@ from fedlib.algorithms.messages import (
 from fedlib.client_app import Node, answer, handle_train, make_client_app
 from fedlib.config import Config
 from fedlib.errors import ReplyError
-from fedlib.nodes import REASON_LENGTH, Nodes
+from fedlib.nodes import Nodes
 from fedlib.run_directory import Stage
+
+Masked = Callable[..., RecordDict]
+"""What ``handle_masked`` is: of a message, a node and ``mask``, the content of a reply."""
 
 SECRET = "secure-aggregation"  # where a node's state keeps its private key, and then its seeds
 
 
 # --- the node's side: thin handlers
-
-
-def make_masked_app(config: Config | None = None, mask: Mask = masks.mask) -> ClientApp:
-    """Return fedlib's ClientApp with the three handlers of secure aggregation."""
-    app = make_client_app(config)
-    app.query("keys")(partial(answer, handle_keys, config=config))
-    app.train("masked")(partial(answer, partial(handle_masked, mask=mask), config=config))
-    app.query("reveal")(partial(answer, handle_reveal, config=config))
-    return app
 
 
 def handle_keys(message: Message, node: Node) -> RecordDict:
@@ -133,6 +131,22 @@ def handle_reveal(message: Message, node: Node) -> RecordDict:
     return messages.encode(RevealReply(dropped, [seeds[i] for i in dropped]))
 
 
+def make_masked_app(
+    config: Config | None = None,
+    mask: Mask = masks.mask,
+    masked: Masked = handle_masked,
+) -> ClientApp:
+    """Return fedlib's ClientApp with the three handlers of secure aggregation.
+
+    With a function in the place of ``handle_masked``, nodes answer ``train.masked`` differently.
+    """
+    app = make_client_app(config)
+    app.query(KEYS_ACTION)(partial(answer, handle_keys, config=config))
+    app.train(MASKED_ACTION)(partial(answer, partial(masked, mask=mask), config=config))
+    app.query(REVEAL_ACTION)(partial(answer, handle_reveal, config=config))
+    return app
+
+
 def fewest_left(num_nodes: int) -> int:
     """Return how many participants must be left for a node to reveal seeds: more than half."""
     return max(FEWEST, num_nodes // 2 + 1)
@@ -189,7 +203,7 @@ def masked_round(
     keys = {node_id: reply.public_key for node_id, reply in replies}
     keys = {node_id: keys[node_id] for node_id in sampled if node_id in keys}
     for node_id, reason in unusable_keys(keys).items():  # one such key would cost all the round
-        _refuse(done.keys, f"{nodes.name(node_id)}: {reason}")
+        refuse(nodes, done.keys, node_id, reason)
         del keys[node_id]
     _expect_enough(len(keys), FEWEST, "keys", done.keys)
 
@@ -201,7 +215,7 @@ def masked_round(
             total += read_integers(reply, length)
             survivors.add(node_id)
         except ReplyError as error:
-            _refuse(done.train, f"{nodes.name(node_id)}: {error}")
+            refuse(nodes, done.train, node_id, error)
     done.dropped = [node_id for node_id in keys if node_id not in survivors]
     _expect_enough(len(survivors), fewest_left(len(keys)), "masked", done.train)
 
@@ -212,7 +226,7 @@ def masked_round(
         for node_id in [i for i, seeds in revealed.items() if set(seeds) != set(done.dropped)]:
             wrong = list(revealed.pop(node_id))
             came = f"expected the seeds of {done.dropped}, got those of {wrong}"
-            _refuse(done.reveal, f"{nodes.name(node_id)}: {came}")
+            refuse(nodes, done.reveal, node_id, came)
         _expect_enough(len(revealed), len(survivors), "reveal", done.reveal)
         total = recover(total, revealed)
     return total, done
@@ -247,13 +261,6 @@ def unusable_keys(keys: Mapping[int, bytes]) -> dict[int, str]:
             reasons[node_id] = "expected a public key of its own, got that of another node"
         seen.add(key)
     return reasons
-
-
-def _refuse(stage: Stage, problem: str) -> None:
-    """Count a reply that had been received as one that cannot be used."""
-    stage.num_received -= 1
-    stage.num_errors += 1
-    stage.problems.append(problem[:REASON_LENGTH])
 
 
 def _expect_enough(number: int, fewest: int, what: str, stage: Stage) -> None:

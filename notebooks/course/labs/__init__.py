@@ -23,7 +23,8 @@ import torch
 from scipy.stats import t as students_t
 
 from course.setup import write_small_copy
-from fedlib import Dataset, State, evaluate, load_test, make_model
+from fedlib import Config, Dataset, State, evaluate, load_test, make_model, open_dataset
+from fedlib.algorithms.common import initial_model
 from fedlib.training import single_thread
 
 RESULTS = Path(__file__).resolve().parents[3] / "_static" / "labs"
@@ -75,6 +76,17 @@ def small_dataset() -> str:
             with suppress(OSError):  # another process was faster
                 (Path(scratch) / "whole").rename(folder)
     return str(folder)
+
+
+def lab_config(seed: int, **values: Any) -> Config:
+    """Return a config on the labs' data set, whose nodes answer at once."""
+    given: dict[str, Any] = {"dataset": small_dataset(), "query_max_delay": 0.0, "use_wandb": False}
+    return Config(seed=seed, **given | values)
+
+
+def first_model(config: Config) -> State:
+    """Return the model from which a run starts, as fedlib draws it."""
+    return initial_model(open_dataset(config.dataset), config.seed)
 
 
 def accuracy(state: State, dataset: Dataset) -> float:

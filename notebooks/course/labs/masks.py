@@ -13,9 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.labs import SEEDS, accuracy, first_model, lab_config, run_all
 from fedlib import (
-    SERVER,
     Config,
     FedAvg,
     LocalGrid,
@@ -23,28 +22,24 @@ from fedlib import (
     ReplyError,
     Stage,
     State,
-    Stream,
-    clone_state,
-    make_client_app,
-    make_model,
     open_dataset,
     state_hash,
-    torch_generator,
 )
-from fedlib.algorithms.masks import FixedPoint, Integers, keystream, mask, moved, pair_seeds
+from fedlib.algorithms.common import moved
+from fedlib.algorithms.masks import FixedPoint, Integers, Mask, keystream, mask, pair_seeds
 from fedlib.algorithms.messages import MaskedReply, MaskedRequest
 from fedlib.algorithms.secure_aggregation import (
     SECRET,
+    Masked,
     MaskedRound,
-    handle_keys,
     handle_masked,
-    handle_reveal,
     make_masked_app,
     masked_round,
 )
-from fedlib.client_app import Node, answer
+from fedlib.client_app import Node
 from fedlib.messages import TRAIN, TrainRequest, decode, encode
 from fedlib.nodes import sample
+from fedlib.training import single_thread
 
 NUM_NODES, ROUNDS, TIMEOUT_S = 50, 8, 60.0
 BITS, MOST_BITS = (8, 10, 12, 16, 24), 24
@@ -69,20 +64,8 @@ class Case:
 
 def configured(seed: int, num_sampled: int = 10) -> Config:
     """Return the config of a run in which so many of the fifty nodes take part in a round."""
-    return Config(
-        dataset=small_dataset(),
-        seed=seed,
-        num_server_rounds=ROUNDS,
-        fraction_clients_train=num_sampled / NUM_NODES,
-        query_max_delay=0,
-        use_wandb=False,
-    )
-
-
-def first_model(config: Config) -> State:
-    """Return the model before the first round, as the app draws it."""
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    return clone_state(make_model(open_dataset(config.dataset), generator))
+    share = num_sampled / NUM_NODES
+    return lab_config(seed, num_server_rounds=ROUNDS, fraction_clients_train=share)
 
 
 def point_for(num_nodes: int, bits: int = MOST_BITS) -> FixedPoint:
@@ -104,30 +87,24 @@ def whose_turn(sampled: list[int], server_round: int) -> int:
 
 def make_app(config: Config, arm: str) -> ClientApp:
     """Return the nodes' app; of "lost", "recovered" and "liar", with one bad node a round."""
-    bad = {"lost": leave, "recovered": leave, "liar": lie}.get(arm)
-    if bad is None:
-        return make_masked_app(config)
-    app = make_client_app(config)
-    app.query("keys")(partial(answer, handle_keys, config=config))
-    app.train("masked")(partial(answer, partial(handle_badly, bad=bad), config=config))
-    app.query("reveal")(partial(answer, handle_reveal, config=config))
-    return app
+    bad: Masked | None = {"lost": leave, "recovered": leave, "liar": lie}.get(arm)
+    masked = partial(handle_badly, bad=bad) if bad else handle_masked
+    return make_masked_app(config, masked=masked)
 
 
-def handle_badly(message: Message, node: Node, bad: Any) -> RecordDict:
+def handle_badly(message: Message, node: Node, mask: Mask, bad: Masked) -> RecordDict:
     """Answer as a node does, or badly where it is this node's turn."""
     request = decode(MaskedRequest, message.content)
     its_turn = whose_turn(request.node_ids, request.server_round) == message.metadata.dst_node_id
-    content: RecordDict = (bad if its_turn else handle_masked)(message, node)
-    return content
+    return (bad if its_turn else handle_masked)(message, node, mask)
 
 
-def leave(message: Message, node: Node) -> RecordDict:
+def leave(message: Message, node: Node, mask: Mask) -> RecordDict:
     """Drop out after the keys were handed out."""
     raise ReplyError("the battery is empty")
 
 
-def lie(message: Message, node: Node) -> RecordDict:
+def lie(message: Message, node: Node, mask: Mask) -> RecordDict:
     """Send the largest numbers allowed, with signs by chance, under the right mask."""
     request, own_id = decode(MaskedRequest, message.content), message.metadata.dst_node_id
     point = point_for(len(request.node_ids), request.bits)
@@ -239,9 +216,7 @@ def cases() -> list[Case]:
 
 def experiment() -> dict[str, Any]:
     """Run everything: accuracy by bits and by what happened, over five seeds, and the costs."""
-    with_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    costs = [cost(number) for number in PARTICIPANTS]
-    torch.set_num_threads(with_threads)
+    with single_thread():
+        costs = [cost(number) for number in PARTICIPANTS]
     settings = {"rounds": ROUNDS, "bound": BOUND, "max_examples": MAX_EXAMPLES, "nodes": NUM_NODES}
     return {"settings": settings, "runs": run_all(run, cases()), "costs": costs}

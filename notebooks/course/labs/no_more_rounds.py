@@ -7,28 +7,22 @@ from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 from matplotlib.axes import Axes
 
 from course.draw import is_reply
-from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.labs import SEEDS, accuracy, first_model, lab_config, run_all, small_dataset
 from course.plots import CENTRAL, FEDERATED, WAITING, Span
 from course.virtual import VirtualGrid
 from fedlib import (
-    SERVER,
     Config,
     FedAvg,
     Nodes,
     Stage,
     State,
-    Stream,
-    clone_state,
     make_client_app,
-    make_model,
     open_dataset,
-    torch_generator,
 )
 from fedlib.algorithms.asynchronous import FedAsync, FedBuff, Rule, Versioned, discount, run_async
 from fedlib.messages import TRAIN, TrainRequest, encode
@@ -118,21 +112,8 @@ class Watch:
 
 def make_config(seed: int) -> Config:
     """Return the settings that all arms share."""
-    return Config(
-        dataset=small_dataset(),
-        dirichlet_alpha=ALPHA,
-        seed=seed,
-        learning_rate_schedule="constant",
-        reply_timeout=PATIENCE_S,
-        query_max_delay=0,
-        use_wandb=False,
-    )
-
-
-def first_model(config: Config) -> State:
-    """Return the model from which a run starts."""
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    return clone_state(make_model(open_dataset(config.dataset), generator))
+    own = {"learning_rate_schedule": "constant", "reply_timeout": PATIENCE_S}
+    return lab_config(seed, dirichlet_alpha=ALPHA, **own)
 
 
 def run_rounds(
@@ -281,7 +262,6 @@ def mean_accuracy(row: dict[str, Any]) -> float:
 
 def play(case: Case) -> dict[str, Any]:
     """Run a case, and return what is saved of it."""
-    torch.set_num_threads(1)
     grid, watch = run_case(case)
     rows = trainings(grid)
     return {

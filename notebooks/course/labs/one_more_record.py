@@ -16,9 +16,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedProx, Strategy
 
-from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.labs import SEEDS, accuracy, first_model, lab_config, run_all
 from fedlib import (
-    SERVER,
     Config,
     FedAvg,
     LocalGrid,
@@ -26,15 +25,13 @@ from fedlib import (
     ReplyError,
     Stage,
     State,
-    Stream,
-    clone_state,
     load_partition,
     make_client_app,
     make_model,
     open_dataset,
     server_step,
-    torch_generator,
 )
+from fedlib.algorithms.common import refuse
 from fedlib.algorithms.fedprox import handle_proximal
 from fedlib.algorithms.messages import (
     PROXIMAL,
@@ -96,7 +93,8 @@ class Case:
 
 def make_config(alpha: float, epochs: int, seed: int) -> Config:
     """Return the config that all arms share."""
-    return Config(
+    return lab_config(
+        seed,
         num_server_rounds=ROUNDS[epochs],
         fraction_clients_train=0.2,
         local_epochs=epochs,
@@ -104,11 +102,7 @@ def make_config(alpha: float, epochs: int, seed: int) -> Config:
         learning_rate_schedule="constant",
         momentum=0.0,
         augmentation=False,
-        dataset=small_dataset(),
         dirichlet_alpha=alpha,
-        seed=seed,
-        query_max_delay=0.0,
-        use_wandb=False,
     )
 
 
@@ -119,12 +113,6 @@ def make_app(config: Config, local_round: LocalRound = local_round) -> ClientApp
     scaffold = partial(handle_scaffold, local_round=local_round)
     app.train(SCAFFOLD_ACTION)(partial(answer, scaffold, config=config))
     return app
-
-
-def first_model(config: Config) -> State:
-    """Return the model from which a run starts, as fedlib's does."""
-    generator = torch_generator(config.seed, 0, SERVER, Stream.MODEL)
-    return clone_state(make_model(open_dataset(config.dataset), generator))
 
 
 def first_control(config: Config) -> State:
@@ -148,11 +136,10 @@ def averaging_round(
     With a ``mu`` the message is FedProx's, else FedAvg's.
     """
     stage, mean = Stage(), FedAvg(model)
-    dataset, rate = open_dataset(config.dataset).name, config.learning_rate_at(server_round)
-    message_type, request = TRAIN, TrainRequest(model, server_round, dataset, rate)
+    told = model, server_round, config.dataset, config.learning_rate_at(server_round)
+    message_type, request = TRAIN, TrainRequest(*told)
     if mu is not None:
-        message_type = PROXIMAL
-        request = ProximalRequest(model, server_round, dataset, rate, mu)
+        message_type, request = PROXIMAL, ProximalRequest(*told, mu)
     sampled = sample(nodes.roll_call(config.roll_call_timeout, True), config, server_round)
     content, wait_s = encode(request), config.reply_timeout
     for _, reply in nodes.ask(message_type, sampled, content, stage, wait_s, TrainReply):
@@ -177,15 +164,15 @@ def scaffold_round(
 ) -> tuple[tuple[State, State], int]:
     """Run a round of SCAFFOLD: the next model and control variate, and the bytes it took."""
     stage, mean = Stage(), ScaffoldMean(model, control)
-    dataset, rate = open_dataset(config.dataset).name, config.learning_rate_at(server_round)
-    content = encode(ScaffoldRequest(model, server_round, dataset, rate, control))
+    rate = config.learning_rate_at(server_round)
+    content = encode(ScaffoldRequest(model, server_round, config.dataset, rate, control))
     sampled = sample(nodes.roll_call(config.roll_call_timeout, True), config, server_round)
     wait_s, total = config.reply_timeout, sum(num_examples(config, nodes.num_partitions))
     for node_id, reply in nodes.ask(SCAFFOLD, sampled, content, stage, wait_s, ScaffoldReply):
         try:
             mean.add(reply, reply.num_examples)
         except ReplyError as error:
-            stage.problems.append(f"{nodes.name(node_id)}: {error}")
+            refuse(nodes, stage, node_id, error)
     return mean.result(total), stage.bytes_sent + stage.bytes_received
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flwr.clientapp import ClientApp
 
-from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.labs import SEEDS, accuracy, lab_config, run_all
 from fedlib import (
     Config,
     FedAvg,
@@ -20,14 +20,24 @@ from fedlib import (
     make_client_app,
     open_dataset,
 )
+from fedlib.algorithms.common import initial_model, moved, refuse
 from fedlib.algorithms.compressed_reply import handle_compressed
-from fedlib.algorithms.compression import Scheme, add_update, unpack
-from fedlib.algorithms.messages import CompressedReply, CompressedRequest
+from fedlib.algorithms.compression import Scheme, unpack
+from fedlib.algorithms.messages import (
+    COMPRESSED,
+    COMPRESSED_ACTION,
+    EVALUATE_PERSONAL,
+    EVALUATE_TUNED,
+    PERSONAL,
+    PERSONAL_ACTION,
+    TUNED_ACTION,
+    CompressedReply,
+    CompressedRequest,
+)
 from fedlib.algorithms.personal_head import (
     handle_evaluate_personal,
     handle_evaluate_tuned,
     handle_train_personal,
-    initial_model,
     split_model,
 )
 from fedlib.client_app import answer
@@ -42,8 +52,6 @@ from fedlib.messages import (
 )
 from fedlib.nodes import sample
 
-COMPRESSED, PERSONAL = f"{TRAIN}.compressed", f"{TRAIN}.personal"
-EVALUATE_PERSONAL, EVALUATE_TUNED = f"{EVALUATE}.personal", f"{EVALUATE}.tuned"
 ALPHAS = (0.1, 1.0)
 NUM_NODES, NUM_ROUNDS = 50, 15
 HALF_WAY, NUM_REPLACED = 7, 10  # after this round, so many nodes are replaced
@@ -66,19 +74,18 @@ Case = tuple[float, str, int]  # alpha, arm and seed
 
 def settings(alpha: float, seed: int, **values: Any) -> Config:
     """Return the run's config: the course's defaults, on the labs' small data set."""
-    given: dict[str, Any] = {"num_server_rounds": NUM_ROUNDS, "dataset": small_dataset()}
-    own = {"dirichlet_alpha": alpha, "seed": seed, "query_max_delay": 0, "use_wandb": False}
-    return Config(**given | own | values)
+    given = {"num_server_rounds": NUM_ROUNDS, "dirichlet_alpha": alpha}
+    return lab_config(seed, **given | values)
 
 
 def make_app(config: Config) -> ClientApp:
     """Return fedlib's ClientApp with this lab's four messages more."""
     app = make_client_app(config)
     for register, handler in (
-        (app.train("compressed"), handle_compressed),
-        (app.train("personal"), handle_train_personal),
-        (app.evaluate("personal"), handle_evaluate_personal),
-        (app.evaluate("tuned"), handle_evaluate_tuned),
+        (app.train(COMPRESSED_ACTION), handle_compressed),
+        (app.train(PERSONAL_ACTION), handle_train_personal),
+        (app.evaluate(PERSONAL_ACTION), handle_evaluate_personal),
+        (app.evaluate(TUNED_ACTION), handle_evaluate_tuned),
     ):
         register(partial(answer, handler, config=config))
     return app
@@ -121,11 +128,9 @@ def ask_to_train(
         try:
             update = unpack(reply.update, how, request.model)
         except ReplyError as error:
-            stage.num_received -= 1
-            stage.num_errors += 1
-            stage.problems.append(f"{nodes.name(node_id)}: {error}")
+            refuse(nodes, stage, node_id, error)
             continue
-        yield add_update(request.model, update), reply.num_examples
+        yield moved(request.model, update), reply.num_examples
 
 
 def ask_to_evaluate(

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from course.labs import SEEDS, accuracy, run_all, small_dataset
+from course.labs import SEEDS, accuracy, lab_config, run_all, small_dataset
 from course.plots import CENTRAL, FEDERATED, NEUTRAL, STYLE
 from fedlib import (
     Config,
@@ -33,6 +33,7 @@ from fedlib import (
     torch_generator,
     train,
 )
+from fedlib.algorithms.common import initial_model
 from fedlib.algorithms.leakage import (
     Floats,
     fit_scale,
@@ -57,7 +58,7 @@ from fedlib.algorithms.privacy import (
     run_private,
 )
 from fedlib.client_app import answer
-from fedlib.randomness import SERVER, Stream
+from fedlib.randomness import Stream
 from fedlib.training import single_thread
 
 NUM_NODES, PROBABILITY, NUM_ROUNDS, ALPHA = 50, 0.2, 10, 1.0
@@ -93,15 +94,8 @@ def reply_noise(noise_multiplier: float) -> float:
 
 def config(seed: int, num_rounds: int = NUM_ROUNDS) -> Config:
     """Return the config of a run."""
-    return Config(
-        seed=seed,
-        num_server_rounds=num_rounds,
-        fraction_clients_train=PROBABILITY,
-        dirichlet_alpha=ALPHA,
-        dataset=small_dataset(),
-        query_max_delay=0,
-        use_wandb=False,
-    )
+    own = {"fraction_clients_train": PROBABILITY, "dirichlet_alpha": ALPHA}
+    return lab_config(seed, num_server_rounds=num_rounds, **own)
 
 
 def private_app(settings: Config) -> Any:
@@ -131,8 +125,7 @@ def private_model(
 
 def first_model(seed: int) -> State:
     """Return the model that a run begins with."""
-    generator = torch_generator(seed, 0, SERVER, Stream.MODEL)
-    return clone_state(make_model(open_dataset(small_dataset()), generator))
+    return initial_model(open_dataset(small_dataset()), seed)
 
 
 def node_split(seed: int, partition_id: int) -> Split:
